@@ -1,0 +1,43 @@
+# For GNU make 3.81 and later.
+
+FUZZTIME ?= 10s
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --verify --short HEAD 2>/dev/null || echo none)
+# The commit's date, not today's: the same commit builds the same binary.
+DATE    ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo unknown)
+LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
+
+.PHONY: help run test lint fuzz bench build clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' Makefile
+
+run: ## Try everything in one process, with an embedded NATS server
+	go run ./cmd/bridge dev
+
+test: ## Run all tests with the race detector
+	go test -race -shuffle=on ./...
+
+lint: ## Check the format, go vet and staticcheck
+	@echo gofmt -l
+	@files=$$(git ls-files --cached --others --exclude-standard -- '*.go') || exit 1; \
+	unformatted=$$(echo "$$files" | while read -r f; do \
+		if test -f "$$f"; then gofmt -l "$$f" || echo "$$f"; fi; done); \
+	if test -n "$$unformatted"; then \
+		echo "not formatted, run gofmt -w on:" >&2; echo "$$unformatted" >&2; exit 1; fi
+	go vet ./...
+	go tool -modfile=tools/go.mod staticcheck ./...
+
+fuzz: ## Run every fuzz target for FUZZTIME (10s)
+	@sh tools/fuzz.sh $(FUZZTIME)
+
+bench: ## Run all benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+build: ## Build the static binary bin/bridge
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o bin/bridge ./cmd/bridge
+
+clean: ## Remove what build made
+	rm -rf bin

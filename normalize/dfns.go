@@ -1,0 +1,151 @@
+package normalize
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hookbus/bridge/signature"
+)
+
+// Dfns: https://docs.dfns.co/guides/developers/webhooks
+//
+// The documents sign JSON.stringify of the parsed body; see waldo.
+var dfns = Provider{
+	Name: "dfns",
+	Scheme: signature.Scheme{
+		Headers:      []string{"X-DFNS-WEBHOOK-SIGNATURE"},
+		Prefix:       "sha256=",
+		Encoding:     signature.Hex,
+		Key:          signature.Text,
+		Time:         signature.BodyTime,
+		TimeField:    "timestampSent",
+		StrictWindow: true,
+		Compact:      true,
+	},
+	TypePrefix: "co.dfns.",
+	Source:     "https://dfns.co",
+	mapBody:    mapDfns,
+	fresh: func(body []byte, now time.Time) []byte {
+		body = dropField(body, "retryOf")
+		body = setField(body, "whe-"+randomHex(3)[:5]+"-"+randomHex(3)[:5]+"-"+randomHex(8), "id")
+		body = setField(body, now.UTC().Format("2006-01-02T15:04:05.000Z"), "date")
+		body = setField(body, 1, "deliveryAttempt")
+		body = setField(body, now.Unix(), "timestampSent")
+		if o, err := parseObject(body); err == nil {
+			if name, id := dfnsEntity(o.str("kind"), o["data"]); name != "" {
+				body = setField(body, id[:strings.LastIndexByte(id, '-')+1]+randomHex(8), "data", name, "id")
+			}
+		}
+		return body
+	},
+}
+
+func mapDfns(_ []byte, o object) (mapping, error) {
+	kind := o.str("kind")
+	if kind == "" {
+		return mapping{}, ErrNoType
+	}
+	var (
+		id        = o.text("id")
+		date      = o.text("date")
+		content   = o.compact("data")
+		_, entity = dfnsEntity(kind, o["data"])
+	)
+	if strings.HasPrefix(kind, "policy.approval.") {
+		// Two documented shapes of policy.approval.resolved.
+		data := o.object("data")
+		approval := data.object("approval")
+		entity = cmp.Or(approval.text("id"), approval.text("activityId"), data.text("activityId"), entity)
+	}
+	m := mapping{
+		kind:    kind,
+		subject: entity,
+		time:    date,
+		extensions: map[string]string{
+			"providereventid": id,
+			"outcome":         dfnsOutcome[kind[strings.LastIndexByte(kind, '.')+1:]],
+		},
+	}
+	if n, err := strconv.ParseInt(o.text("deliveryAttempt"), 10, 32); err == nil {
+		m.attempt = int32(n)
+	}
+	// Every attempt has a new id, and during a secret's rotation two webhooks
+	// deliver the event under two more: what happened, and when, is its name.
+	if date == "" {
+		m.basis, m.identity = "state", stateOf("dfns", content, kind, entity)
+		return m, nil
+	}
+	m.basis, m.identity = "content", named("dfns", kind, date, content)
+	// The attempts' ids serve where the date changes between attempts. All of
+	// them carry the same data, which is part of the alias: an id that is a
+	// placeholder, or a webhook's as in the guide's sample, must not make two
+	// events one.
+	for _, attempt := range []string{id, o.text("retryOf")} {
+		alias := Digest("alias", "dfns", kind, attempt, content)
+		if attempt != "" && !slices.Contains(m.identity.Aliases, alias) {
+			m.identity.Aliases = append(m.identity.Aliases, alias)
+		}
+	}
+	return m, nil
+}
+
+// dfnsEntities says which object in data an event of a kind is about, where
+// there may be several: the first that fits and has an id.
+var dfnsEntities = []struct{ kind, object string }{
+	{"wallet.transfer.", "transferRequest"},
+	{"wallet.transaction.", "transactionRequest"},
+	{"wallet.signature.", "signatureRequest"},
+	{"wallet.offer.", "offer"},
+	{"wallet.", "wallet"},
+	{"policy.triggered", "policyEvaluation"},
+	{"policy.approval.", "approval"},
+	{"vault.event.", "vaultEvent"},
+	{"webhook.event.retry.", "originalEvent"},
+}
+
+// dfnsEntity returns the name and the id of the object that the event is
+// about: the one of dfnsEntities, else the first in data that has an id.
+func dfnsEntity(kind string, data json.RawMessage) (name, id string) {
+	o, err := parseObject(data)
+	if err != nil {
+		return "", ""
+	}
+	for _, e := range dfnsEntities {
+		if strings.HasPrefix(kind, e.kind) {
+			if id := o.object(e.object).text("id"); id != "" {
+				return e.object, id
+			}
+		}
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.Token() // the brace
+	for d.More() {
+		key, _ := d.Token()
+		var value json.RawMessage
+		if d.Decode(&value) != nil {
+			break
+		}
+		inner, _ := parseObject(value)
+		if id := inner.text("id"); id != "" {
+			return key.(string), id
+		}
+	}
+	return "", ""
+}
+
+// dfnsOutcome maps the last word of a kind.
+var dfnsOutcome = map[string]string{
+	"confirmed":   "completed",
+	"signed":      "completed",
+	"completed":   "completed",
+	"rejected":    "rejected",
+	"failed":      "failed",
+	"requested":   "pending",
+	"pending":     "pending",
+	"broadcasted": "pending",
+}

@@ -1,0 +1,71 @@
+package normalize
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+)
+
+// An Identity says when two requests report one occurrence.
+//
+// A named event is a duplicate if its Key or one of its Aliases is known. A
+// state report, which nothing in its body tells from an earlier one of the
+// same state, is a duplicate if the report stored last for its StateKey has
+// the same State and is recent. All values are digests made by [Digest] from
+// signed bytes only.
+type Identity struct {
+	// Key names the occurrence. It is empty for a state report.
+	Key string
+	// Aliases are further names under which the occurrence may come again.
+	Aliases []string
+	// StateKey names the thing whose state is reported; State is the state. A
+	// named event that has them too records its state, but is not judged by it.
+	StateKey, State string
+	// Transition says that the state is a step of a session with a name, which
+	// is not made again for real within minutes: the window in which an equal
+	// report is a duplicate is the dedupe window instead of the short one.
+	Transition bool
+}
+
+// Judged reports whether the event is judged by its state alone.
+func (i Identity) Judged() bool { return i.Key == "" }
+
+// Names returns the Key and the aliases; nothing for a state report.
+func (i Identity) Names() []string {
+	if i.Judged() {
+		return nil
+	}
+	return append([]string{i.Key}, i.Aliases...)
+}
+
+// Digest returns the SHA-256, in lower-case hex, of the domain word, the
+// provider and the parts, each behind its length as eight bytes, so that no
+// two lists of parts look alike.
+func Digest(domain, provider string, parts ...string) string {
+	h := sha256.New()
+	write := func(s string) {
+		var length [8]byte
+		binary.BigEndian.PutUint64(length[:], uint64(len(s)))
+		h.Write(length[:])
+		h.Write([]byte(s))
+	}
+	write(domain)
+	write(provider)
+	for _, p := range parts {
+		write(p)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// named is the identity of an event that its body names.
+func named(provider string, parts ...string) Identity {
+	return Identity{Key: Digest("key", provider, parts...)}
+}
+
+// stateOf is the identity of a report of the state of what key names.
+func stateOf(provider, state string, key ...string) Identity {
+	return Identity{
+		StateKey: Digest("state", provider, key...),
+		State:    Digest("state", provider, state),
+	}
+}
