@@ -1,0 +1,229 @@
+// Package bus is the bridge's side of NATS: the connection, the embedded
+// server for those who have none, the streams and the bucket, and publishing
+// with an acknowledgement.
+//
+// [Open] connects, [Bus.Run] keeps streams and bucket as they should be, and
+// [Bus.Publish] stores one event. What an acknowledgement is worth depends on
+// the stream; [Bus.State] says it.
+package bus
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Errors of [Bus.Publish] and [Bus.Quarantine].
+var (
+	// ErrUnavailable: the event is not known to be stored; sending it again,
+	// with the same id, is safe.
+	ErrUnavailable = errors.New("bus: unavailable")
+	// ErrNotPublishable: the server will never take this event as it is.
+	ErrNotPublishable = errors.New("bus: not publishable")
+)
+
+// Config says where NATS is and what to keep there. All sizes are in bytes.
+type Config struct {
+	URL                            string // comma-separated; empty: embedded server
+	CredsFile, NKeyFile            string
+	User, Password                 string
+	TLSCA, TLSCertFile, TLSKeyFile string
+
+	DataDir        string        // of the embedded server
+	EmbeddedListen string        // host:port
+	LockWait       time.Duration // how long to wait for another process's DataDir
+
+	Stream         string
+	SubjectPrefix  string
+	Replicas       int
+	StreamMaxAge   time.Duration
+	StreamMaxBytes int64 // 0: unlimited
+
+	Bucket          string
+	DedupeWindow    time.Duration
+	DuplicateWindow time.Duration
+
+	QuarantineStream   string
+	QuarantinePrefix   string
+	QuarantineMaxAge   time.Duration
+	QuarantineMaxBytes int64
+
+	MaxBody        int64
+	PublishTimeout time.Duration
+
+	// Manage allows to create and change streams and bucket. Without it they
+	// are somebody else's and only checked.
+	Manage bool
+	// Explicit holds the names of the environment variables, without BRIDGE_,
+	// that were set: only their settings are changed on what exists.
+	Explicit map[string]bool
+}
+
+// Bus is a connection to NATS. It is safe for concurrent use.
+type Bus struct {
+	cfg    Config
+	log    *slog.Logger
+	server *embedded // nil: external
+	nc     *nats.Conn
+	js     jetstream.JetStream
+
+	state atomic.Pointer[State]
+	wake  chan struct{}
+
+	incarnation struct {
+		sync.Mutex
+		created time.Time
+		asked   time.Time
+		err     error
+	}
+	publishSeconds prometheus.Histogram
+}
+
+// Open starts the embedded server, if cfg has no URL, and connects. An
+// external server need not be reachable: the connection is tried for ever.
+// The errors are those of configuration: credentials that cannot be read, an
+// address in use, a data directory held by another process.
+func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Bus, err error) {
+	b := &Bus{
+		cfg:  cfg,
+		log:  log,
+		wake: make(chan struct{}, 1),
+		publishSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "bridge_publish_duration_seconds",
+			Help:    "Time from the first attempt to publish an event to its acknowledgement or failure.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+		}),
+	}
+	b.state.Store(&State{Problems: []string{"not connected to NATS yet"}, changed: make(chan struct{})})
+	if err := reg.Register(b.publishSeconds); err != nil {
+		return nil, err
+	}
+	if cfg.URL == "" {
+		if b.server, err = startEmbedded(ctx, cfg, log); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				b.server.stop()
+			}
+		}()
+	}
+	options, err := b.options()
+	if err != nil {
+		return nil, err
+	}
+	if b.nc, err = nats.Connect(cfg.URL, options...); err != nil {
+		return nil, fmt.Errorf("connect to NATS: %w", err)
+	}
+	if b.js, err = jetstream.New(b.nc); err != nil {
+		b.nc.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+func (b *Bus) options() ([]nats.Option, error) {
+	options, err := ClientOptions(b.cfg)
+	if err != nil {
+		return nil, err
+	}
+	if b.server != nil {
+		options = append(options, nats.InProcessServer(b.server.Server))
+	}
+	return append(options,
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(),
+		nats.CustomReconnectDelay(func(attempts int) time.Duration {
+			return min(50*time.Millisecond<<min(attempts, 6), 2*time.Second)
+		}),
+		// What could not be sent must not be sent later: its sender was told
+		// that it failed.
+		nats.ReconnectBufSize(-1),
+		nats.PingInterval(10*time.Second),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil { // nil: closed by us
+				b.log.Warn("disconnected from NATS", "error", err)
+			}
+			b.Wake()
+		}),
+		nats.ConnectHandler(func(nc *nats.Conn) {
+			b.log.Info("connected to NATS", "server", nc.ConnectedUrlRedacted())
+			b.Wake()
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			b.log.Info("reconnected to NATS", "server", nc.ConnectedUrlRedacted())
+			b.Wake()
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			b.log.Warn("NATS client error", "error", err)
+		}),
+	), nil
+}
+
+// ClientOptions returns the options by which any client connects as cfg says:
+// name, credentials and TLS.
+func ClientOptions(cfg Config) ([]nats.Option, error) {
+	options := []nats.Option{nats.Name("bridge")}
+	if cfg.CredsFile != "" {
+		options = append(options, nats.UserCredentials(cfg.CredsFile))
+	}
+	if cfg.NKeyFile != "" {
+		nkey, err := nats.NkeyOptionFromSeed(cfg.NKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("BRIDGE_NATS_NKEY_FILE: %w", err)
+		}
+		options = append(options, nkey)
+	}
+	if cfg.User != "" {
+		options = append(options, nats.UserInfo(cfg.User, cfg.Password))
+	}
+	if cfg.TLSCA != "" {
+		options = append(options, nats.RootCAs(cfg.TLSCA))
+	}
+	if cfg.TLSCertFile != "" {
+		options = append(options, nats.ClientCert(cfg.TLSCertFile, cfg.TLSKeyFile))
+	}
+	if cfg.TLSCA != "" || cfg.TLSCertFile != "" {
+		options = append(options, func(o *nats.Options) error {
+			o.TLSConfig.MinVersion = tls.VersionTLS12
+			return nil
+		})
+	}
+	return options, nil
+}
+
+// JetStream returns the connection's JetStream context.
+func (b *Bus) JetStream() jetstream.JetStream { return b.js }
+
+// Stream returns the name of the stream of events.
+func (b *Bus) Stream() string { return b.cfg.Stream }
+
+// Close lets what was sent go out, closes the connection and stops the
+// embedded server. The context bounds the wait.
+func (b *Bus) Close(ctx context.Context) error {
+	var err error
+	closed := make(chan struct{})
+	b.nc.SetClosedHandler(func(*nats.Conn) { close(closed) })
+	if b.nc.IsConnected() && b.nc.Drain() == nil {
+		select {
+		case <-closed:
+		case <-ctx.Done():
+			err = fmt.Errorf("draining the NATS connection: %w", ctx.Err())
+		}
+	}
+	b.nc.Close()
+	if b.server != nil {
+		b.server.stop()
+	}
+	return err
+}

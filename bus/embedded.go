@@ -1,0 +1,148 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// maxHeaders is what the headers of one message may take (nats-server's own
+// limit is 64 KiB).
+const maxHeaders = 64 << 10
+
+// embedded is a NATS server in this process. Its directory is locked as long
+// as it runs: two servers on one store destroy acknowledged messages.
+type embedded struct {
+	*server.Server
+	lock *flock.Flock
+}
+
+// startEmbedded returns when the server takes connections.
+func startEmbedded(ctx context.Context, cfg Config, log *slog.Logger) (_ *embedded, err error) {
+	host, portText, err := net.SplitHostPort(cfg.EmbeddedListen)
+	if err != nil {
+		return nil, fmt.Errorf("BRIDGE_EMBEDDED_LISTEN: %w", err)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil {
+		return nil, fmt.Errorf("BRIDGE_EMBEDDED_LISTEN: port %q is not a number", portText)
+	}
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	lock, err := lockDir(ctx, cfg.DataDir, cfg.LockWait)
+	if err != nil {
+		return nil, fmt.Errorf("BRIDGE_DATA_DIR: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			lock.Unlock()
+		}
+	}()
+	// Asked before the store is opened, so that the answer is plain.
+	l, err := net.Listen("tcp", cfg.EmbeddedListen)
+	if err != nil {
+		return nil, fmt.Errorf("BRIDGE_EMBEDDED_LISTEN: %w", err)
+	}
+	l.Close()
+
+	s, err := server.NewServer(&server.Options{
+		ServerName: "bridge",
+		Host:       host,
+		Port:       port,
+		Username:   cfg.User,
+		Password:   cfg.Password,
+		JetStream:  true,
+		StoreDir:   cfg.DataDir,
+		SyncAlways: true,
+		MaxPayload: int32(cfg.MaxBody) + maxHeaders,
+		MaxPending: max(server.MAX_PENDING_SIZE, 2*(cfg.MaxBody+maxHeaders)),
+		NoSigs:     true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("embedded NATS server: %w", err)
+	}
+	serverLog := &serverLogger{log: log.With("component", "nats-server"), fatal: make(chan string, 1)}
+	s.SetLoggerV2(serverLog, false, false, false)
+	s.Start()
+	select {
+	case reason := <-serverLog.fatal:
+		err = fmt.Errorf("embedded NATS server: %s", reason)
+	default:
+		if !s.ReadyForConnections(10 * time.Second) {
+			err = errors.New("embedded NATS server: not ready after 10 s")
+		}
+	}
+	if err != nil {
+		s.Shutdown()
+		s.WaitForShutdown()
+		return nil, err
+	}
+	return &embedded{Server: s, lock: lock}, nil
+}
+
+func (e *embedded) stop() {
+	e.Shutdown()
+	e.WaitForShutdown()
+	e.lock.Unlock()
+}
+
+// lockDir makes dir and takes its lock, waiting for another process to let it
+// go.
+func lockDir(ctx context.Context, dir string, wait time.Duration) (*flock.Flock, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	lock := flock.New(filepath.Join(dir, "bridge.lock"))
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	ok, err := lock.TryLockContext(ctx, 50*time.Millisecond)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, fmt.Errorf("%s is held by another process (waited %v)", dir, wait)
+	case err != nil:
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	case !ok:
+		return nil, fmt.Errorf("%s is held by another process", dir)
+	}
+	return lock, nil
+}
+
+// serverLogger writes the server's log as ours. A fatal error is kept instead
+// of ending the process. It is called under the server's locks and must not
+// call the server.
+type serverLogger struct {
+	log   *slog.Logger
+	fatal chan string
+}
+
+var _ server.Logger = (*serverLogger)(nil)
+
+func (l *serverLogger) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
+func (l *serverLogger) Errorf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
+func (l *serverLogger) Debugf(format string, v ...any)  {}
+func (l *serverLogger) Tracef(format string, v ...any)  {}
+func (l *serverLogger) Warnf(format string, v ...any) {
+	if strings.HasPrefix(format, "Maximum payloads over") {
+		return // MAX_BODY_BYTES asks for it
+	}
+	l.log.Warn(fmt.Sprintf(format, v...))
+}
+func (l *serverLogger) Fatalf(format string, v ...any) {
+	reason := strings.TrimSpace(fmt.Sprintf(format, v...))
+	l.log.Error(reason)
+	select {
+	case l.fatal <- reason:
+	default:
+	}
+}

@@ -1,0 +1,121 @@
+package bus
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/normalize"
+)
+
+// Ack is the stream's answer: the message is stored.
+type Ack struct {
+	Sequence uint64
+	// Duplicate: a message with this id had been stored before, at Sequence.
+	Duplicate bool
+}
+
+// JetStream API errors (nats-server, server/errors.json).
+const (
+	errMessageTooLarge = 10054 // beyond the stream's maximum message size
+	errHeadersTooLarge = 10097
+	errIDInProcess     = 10158 // a copy with this id is on its way into the stream
+)
+
+// Publish stores the event and returns when the stream has acknowledged it.
+// Until the publish timeout has passed it tries again, with the same id, so
+// that a lost acknowledgement or a new leader do not cost the event.
+// The errors are [ErrUnavailable] and [ErrNotPublishable].
+func (b *Bus) Publish(ctx context.Context, e *normalize.Event) (Ack, error) {
+	msg, err := encode(e, b.cfg.SubjectPrefix)
+	if err != nil {
+		return Ack{}, err
+	}
+	start := time.Now()
+	defer func() { b.publishSeconds.Observe(time.Since(start).Seconds()) }()
+	return b.publish(ctx, msg, b.cfg.Stream)
+}
+
+// Rejected is a verified body that is no event.
+type Rejected struct {
+	Provider, Reason string
+	Body             []byte
+	Received         time.Time
+}
+
+// Quarantine stores a body that cannot be published as an event, with the
+// reason, and returns its id: a digest of provider, reason and body. Of a body
+// too large for a message only its digest and size are kept. The errors are
+// those of [Bus.Publish].
+func (b *Bus) Quarantine(ctx context.Context, r Rejected) (id string, err error) {
+	id = normalize.Digest("msg", r.Provider, r.Reason, string(r.Body))
+	sum := sha256.Sum256(r.Body)
+	msg := &nats.Msg{
+		Subject: normalize.Subject(b.cfg.QuarantinePrefix, r.Provider, r.Reason),
+		Data:    r.Body,
+		Header: nats.Header{
+			jetstream.MsgIDHeader: {id},
+			ProviderHeader:        {r.Provider},
+			ReasonHeader:          {r.Reason},
+			ReceivedHeader:        {r.Received.UTC().Format(time.RFC3339Nano)},
+			DigestHeader:          {hex.EncodeToString(sum[:])},
+			SizeHeader:            {strconv.Itoa(len(r.Body))},
+		},
+	}
+	_, err = b.publish(ctx, msg, b.cfg.QuarantineStream)
+	if errors.Is(err, ErrNotPublishable) {
+		msg.Data = nil
+		_, err = b.publish(ctx, msg, b.cfg.QuarantineStream)
+	}
+	return id, err
+}
+
+func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, error) {
+	if st := b.State(); !st.Ready() {
+		return Ack{}, fmt.Errorf("%w: %s", ErrUnavailable, st.Problems[0])
+	}
+	msg.Header[jetstream.ExpectedStreamHeader] = []string{stream}
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.PublishTimeout)
+	defer cancel()
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 320*time.Millisecond) {
+		ack, err := b.attempt(ctx, msg)
+		if err == nil {
+			return Ack{Sequence: ack.Sequence, Duplicate: ack.Duplicate}, nil
+		}
+		var api *jetstream.APIError
+		switch {
+		case errors.Is(err, nats.ErrMaxPayload):
+			return Ack{}, fmt.Errorf("%w: %w", ErrNotPublishable, err)
+		case errors.As(err, &api) && (api.ErrorCode == errMessageTooLarge || api.ErrorCode == errHeadersTooLarge):
+			return Ack{}, fmt.Errorf("%w: %w", ErrNotPublishable, err)
+		case errors.As(err, &api) && api.ErrorCode != errIDInProcess && api.Code != 503:
+			b.Wake()
+			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case !b.nc.IsConnected():
+			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case errors.Is(err, jetstream.ErrNoStreamResponse):
+			b.Wake()
+		}
+		select {
+		case <-ctx.Done():
+			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// attempt publishes once and waits a third of the publish timeout: an
+// acknowledgement that has not come by then is lost, or its stream is without
+// a leader.
+func (b *Bus) attempt(ctx context.Context, msg *nats.Msg) (*jetstream.PubAck, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.PublishTimeout/3)
+	defer cancel()
+	return b.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
+}

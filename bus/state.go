@@ -1,0 +1,239 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// State is what is known of streams and bucket.
+type State struct {
+	// Problems says why nothing can be stored; empty: events can be stored.
+	Problems []string
+	// Warnings says what is weaker than was asked for.
+	Warnings []string
+	// Durability says in one sentence what an acknowledgement is worth here.
+	Durability string
+	// StreamCreated and BucketCreated name the incarnations of the stream of
+	// events and of the bucket.
+	StreamCreated, BucketCreated time.Time
+
+	bucket  jetstream.KeyValue
+	changed chan struct{}
+}
+
+// Ready reports whether events can be stored.
+func (s *State) Ready() bool { return len(s.Problems) == 0 }
+
+// Bucket returns the dedupe bucket; nil if the state is not ready.
+func (s *State) Bucket() jetstream.KeyValue { return s.bucket }
+
+// Changed returns a channel that is closed when another state takes the place
+// of this one.
+func (s *State) Changed() <-chan struct{} { return s.changed }
+
+// State returns the state as it is now. It must not be changed.
+func (b *Bus) State() *State {
+	st := b.state.Load()
+	if st.Ready() && !b.nc.IsConnected() {
+		return &State{Problems: []string{"not connected to NATS"}, Warnings: st.Warnings, Durability: st.Durability, changed: st.changed}
+	}
+	return st
+}
+
+// Wake has streams and bucket looked at now instead of at the next minute.
+func (b *Bus) Wake() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	checkEvery = time.Minute
+	checkPause = 200 * time.Millisecond // at least, between two checks
+	retryPause = time.Second            // after a check that failed
+)
+
+// Run looks at streams and bucket at once, every minute and whenever
+// [Bus.Wake] is called, creates what is missing if it may, and publishes the
+// result as [Bus.State]. It returns when ctx ends.
+func (b *Bus) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		st := b.check(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		b.publishState(st)
+		next := checkEvery
+		if !st.Ready() {
+			next = retryPause
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(next):
+		case <-b.wake:
+			select {
+			case <-ctx.Done():
+			case <-time.After(checkPause):
+			}
+		}
+	}
+}
+
+// publishState makes st the state, and logs what is new in it.
+func (b *Bus) publishState(st *State) {
+	old := b.state.Load()
+	if same(old, st) {
+		return
+	}
+	st.changed = make(chan struct{})
+	b.state.Store(st)
+	close(old.changed)
+	for _, p := range st.Problems {
+		if !slices.Contains(old.Problems, p) {
+			b.log.Error("events cannot be stored", "problem", p)
+		}
+	}
+	for _, w := range st.Warnings {
+		if !slices.Contains(old.Warnings, w) {
+			b.log.Warn(w)
+		}
+	}
+	if st.Ready() && (!old.Ready() || old.Durability != st.Durability) {
+		b.log.Info("ready to store events", "stream", b.cfg.Stream, "durability", st.Durability)
+	}
+}
+
+func same(a, b *State) bool {
+	return slices.Equal(a.Problems, b.Problems) && slices.Equal(a.Warnings, b.Warnings) && a.Durability == b.Durability &&
+		a.StreamCreated.Equal(b.StreamCreated) && a.BucketCreated.Equal(b.BucketCreated)
+}
+
+// Incarnation returns when the stream of events was created, as it was at
+// most a second ago: what was recorded of an earlier stream of that name is
+// not in this one. The error is that of asking the server.
+func (b *Bus) Incarnation(ctx context.Context) (time.Time, error) {
+	in := &b.incarnation
+	in.Lock()
+	defer in.Unlock()
+	if time.Since(in.asked) < time.Second {
+		return in.created, in.err
+	}
+	s, err := b.js.Stream(ctx, b.cfg.Stream)
+	in.asked, in.err = time.Now(), err // a failure too: who waits behind it must not wait again
+	if err != nil {
+		b.Wake()
+		return time.Time{}, err
+	}
+	if created := s.CachedInfo().Created; !created.Equal(in.created) {
+		in.created = created
+		b.Wake()
+	}
+	return in.created, nil
+}
+
+// check brings streams and bucket into being, if it may, and looks at them.
+func (b *Bus) check(ctx context.Context) *State {
+	if !b.nc.IsConnected() {
+		reason := "not connected to NATS"
+		if err := b.nc.LastError(); err != nil {
+			reason += ": " + err.Error()
+		}
+		return &State{Problems: []string{reason}}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+
+	st := &State{}
+	stream := b.ensure(ctx, st, b.streamSpec())
+	quarantine := b.ensure(ctx, st, b.quarantineSpec())
+	bucket := b.ensure(ctx, st, b.bucketSpec())
+	if stream != nil {
+		st.StreamCreated = stream.Created
+		st.Durability = b.durability(stream.Config)
+		if stream.Config.Replicas < 2 && b.server == nil {
+			st.Warnings = append(st.Warnings, fmt.Sprintf("stream %s: %s", b.cfg.Stream, st.Durability))
+		}
+		b.checkKept(st, stream.Config, b.cfg.SubjectPrefix)
+		if got := stream.Config.Duplicates; got < b.cfg.DuplicateWindow {
+			st.Warnings = append(st.Warnings, fmt.Sprintf("stream %s: its duplicate window is %v, less than the %v asked for; set BRIDGE_DUPLICATE_WINDOW to change it", b.cfg.Stream, got, b.cfg.DuplicateWindow))
+		}
+	}
+	if quarantine != nil {
+		b.checkKept(st, quarantine.Config, b.cfg.QuarantinePrefix)
+	}
+	if bucket != nil {
+		st.BucketCreated = bucket.Created
+		if got := bucket.Config.MaxAge; got != 0 && got < b.cfg.DedupeWindow {
+			st.Warnings = append(st.Warnings, fmt.Sprintf("bucket %s: its TTL is %v, less than the %v asked for; set BRIDGE_DEDUPE_WINDOW to change it", b.cfg.Bucket, got, b.cfg.DedupeWindow))
+		}
+		kv, err := b.js.KeyValue(ctx, b.cfg.Bucket)
+		if err != nil {
+			st.Problems = append(st.Problems, fmt.Sprintf("bucket %s: %v", b.cfg.Bucket, err))
+		}
+		st.bucket = kv
+	}
+	return st
+}
+
+// checkKept adds the settings by which a stream would lose what it has
+// acknowledged, or would not take it.
+func (b *Bus) checkKept(st *State, c jetstream.StreamConfig, prefix string) {
+	refuse := func(format string, args ...any) {
+		st.Problems = append(st.Problems, fmt.Sprintf("stream %s: ", c.Name)+fmt.Sprintf(format, args...))
+	}
+	if !covers(c.Subjects, prefix+".>") {
+		refuse("it does not take the subjects %s.>", prefix)
+	}
+	if c.Storage == jetstream.MemoryStorage {
+		refuse("memory storage does not outlive a restart; use file storage")
+	}
+	if c.PersistMode == jetstream.AsyncPersistMode {
+		refuse("persist mode async acknowledges before it writes; use the default")
+	}
+	if c.NoAck {
+		refuse("no_ack does not acknowledge; set it to false")
+	}
+	if c.Retention != jetstream.LimitsPolicy {
+		refuse("retention %s removes what a consumer has acknowledged; use limits", strings.ToLower(c.Retention.String()))
+	}
+	if c.Discard == jetstream.DiscardOld && (c.MaxBytes > 0 || c.MaxMsgs > 0 || c.MaxMsgsPerSubject > 0) {
+		refuse("it drops old events when full; use discard new, or no limit of size or count")
+	}
+	if c.Mirror != nil {
+		refuse("it is a mirror of %s and takes no events itself", c.Mirror.Name)
+	}
+	if c.Sealed {
+		refuse("it is sealed and takes no events")
+	}
+}
+
+// covers reports whether one of the subjects takes in all of want, which ends
+// in ".>".
+func covers(subjects []string, want string) bool {
+	return slices.ContainsFunc(subjects, func(s string) bool {
+		return s == want || s == ">" || strings.HasSuffix(s, ".>") && strings.HasPrefix(want, strings.TrimSuffix(s, ">"))
+	})
+}
+
+func (b *Bus) durability(c jetstream.StreamConfig) string {
+	switch {
+	case b.server != nil:
+		return "a 200 means written and synced to this machine's disk, one copy"
+	case c.Replicas >= 3:
+		return fmt.Sprintf("a 200 means written by a majority of %d servers", c.Replicas)
+	case c.Replicas == 2:
+		return "a 200 means written by 2 servers; while one of them is down nothing is stored"
+	default:
+		return "a 200 means written by one server, which may not have synced it to disk (sync_interval: always would); 3 replicas survive the loss of a server"
+	}
+}
+
+// notFound reports whether a stream does not exist.
+func notFound(err error) bool { return errors.Is(err, jetstream.ErrStreamNotFound) }

@@ -1,0 +1,230 @@
+package bus
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// spec says what a stream should be like.
+type spec struct {
+	config jetstream.StreamConfig
+	// explicit are the settings, by their names in the JetStream API, that an
+	// existing stream is given too.
+	explicit []setting
+}
+
+type setting struct {
+	name  string
+	value any // string list, or whole number
+}
+
+func (b *Bus) streamSpec() spec {
+	c := jetstream.StreamConfig{
+		Name:        b.cfg.Stream,
+		Description: "CloudEvents of the webhooks bridge",
+		Subjects:    []string{b.cfg.SubjectPrefix + ".>"},
+		Storage:     jetstream.FileStorage,
+		Replicas:    b.cfg.Replicas,
+		MaxAge:      b.cfg.StreamMaxAge,
+		MaxBytes:    unlimited(b.cfg.StreamMaxBytes),
+		Discard:     jetstream.DiscardNew,
+		Duplicates:  b.cfg.DuplicateWindow,
+		AllowDirect: true,
+	}
+	return b.spec(c, map[string]setting{
+		"SUBJECT_PREFIX":   {"subjects", c.Subjects},
+		"STREAM_REPLICAS":  {"num_replicas", int64(c.Replicas)},
+		"STREAM_MAX_AGE":   {"max_age", int64(c.MaxAge)},
+		"STREAM_MAX_BYTES": {"max_bytes", c.MaxBytes},
+		"DUPLICATE_WINDOW": {"duplicate_window", int64(c.Duplicates)},
+	})
+}
+
+func (b *Bus) quarantineSpec() spec {
+	c := jetstream.StreamConfig{
+		Name:        b.cfg.QuarantineStream,
+		Description: "verified webhooks that could not be made events",
+		Subjects:    []string{b.cfg.QuarantinePrefix + ".>"},
+		Storage:     jetstream.FileStorage,
+		Replicas:    b.cfg.Replicas,
+		MaxAge:      b.cfg.QuarantineMaxAge,
+		MaxBytes:    unlimited(b.cfg.QuarantineMaxBytes),
+		Discard:     jetstream.DiscardNew,
+		Duplicates:  min(b.cfg.DuplicateWindow, b.cfg.QuarantineMaxAge),
+		AllowDirect: true,
+	}
+	return b.spec(c, map[string]setting{
+		"QUARANTINE_PREFIX":    {"subjects", c.Subjects},
+		"STREAM_REPLICAS":      {"num_replicas", int64(c.Replicas)},
+		"QUARANTINE_MAX_AGE":   {"max_age", int64(c.MaxAge)},
+		"QUARANTINE_MAX_BYTES": {"max_bytes", c.MaxBytes},
+	})
+}
+
+// bucketSpec is the stream behind the key-value bucket, laid out by NATS
+// ADR-8, so that every setting but ours can be kept.
+func (b *Bus) bucketSpec() spec {
+	c := jetstream.StreamConfig{
+		Name:              "KV_" + b.cfg.Bucket,
+		Description:       "index of the events stored in " + b.cfg.Stream,
+		Subjects:          []string{"$KV." + b.cfg.Bucket + ".>"},
+		Storage:           jetstream.FileStorage,
+		Replicas:          b.cfg.Replicas,
+		MaxAge:            b.cfg.DedupeWindow,
+		MaxBytes:          -1,
+		MaxMsgsPerSubject: 1,
+		Discard:           jetstream.DiscardNew,
+		Duplicates:        min(2*time.Minute, b.cfg.DedupeWindow),
+		AllowRollup:       true,
+		DenyDelete:        true,
+		AllowDirect:       true,
+	}
+	return b.spec(c, map[string]setting{
+		"STREAM_REPLICAS": {"num_replicas", int64(c.Replicas)},
+		"DEDUPE_WINDOW":   {"max_age", int64(c.MaxAge)},
+	})
+}
+
+func (b *Bus) spec(c jetstream.StreamConfig, byVariable map[string]setting) spec {
+	s := spec{config: c}
+	for variable, setting := range byVariable {
+		if b.cfg.Explicit[variable] {
+			s.explicit = append(s.explicit, setting)
+		}
+	}
+	return s
+}
+
+func unlimited(n int64) int64 {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+// ensure creates the stream if it is missing and gives an existing one the
+// explicit settings, if it may. What it could not do it adds to st; nil means
+// that there is no stream.
+func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.StreamInfo {
+	name := want.config.Name
+	fail := func(err error) *jetstream.StreamInfo {
+		st.Problems = append(st.Problems, fmt.Sprintf("stream %s: %v", name, err))
+		return nil
+	}
+	stream, err := b.js.Stream(ctx, name)
+	if notFound(err) {
+		if !b.cfg.Manage {
+			return fail(errors.New("it does not exist, and BRIDGE_MANAGE_STREAMS is false"))
+		}
+		stream, err = b.js.CreateStream(ctx, want.config)
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // by another replica just now
+			stream, err = b.js.Stream(ctx, name)
+		} else if err == nil {
+			b.log.Info("created stream", "stream", name)
+		}
+	}
+	if err != nil {
+		return fail(err)
+	}
+	if !b.cfg.Manage || len(want.explicit) == 0 {
+		return stream.CachedInfo()
+	}
+	changed, err := b.update(ctx, name, want.explicit)
+	if err != nil {
+		st.Warnings = append(st.Warnings, fmt.Sprintf("stream %s: its settings could not be changed: %v", name, err))
+		return stream.CachedInfo()
+	}
+	if len(changed) > 0 {
+		b.log.Info("changed stream", "stream", name, "settings", changed)
+		if stream, err = b.js.Stream(ctx, name); err != nil {
+			return fail(err)
+		}
+	}
+	return stream.CachedInfo()
+}
+
+// update gives a stream the settings that differ and returns their names. It
+// works on the API's JSON, not on our library's view of it, so that settings
+// which the library does not know stay as they are.
+func (b *Bus) update(ctx context.Context, name string, settings []setting) (changed []string, err error) {
+	var info struct {
+		Config map[string]any `json:"config"`
+	}
+	if err := b.api(ctx, "STREAM.INFO."+name, nil, &info); err != nil {
+		return nil, err
+	}
+	for _, s := range settings {
+		if value, differs := s.over(info.Config[s.name]); differs {
+			info.Config[s.name] = value
+			changed = append(changed, s.name)
+		}
+	}
+	if len(changed) == 0 {
+		return nil, nil
+	}
+	slices.Sort(changed)
+	return changed, b.api(ctx, "STREAM.UPDATE."+name, info.Config, nil)
+}
+
+// over returns the setting put over what the stream has, and whether that
+// changes it. Subjects are added; replicas are never lowered.
+func (s setting) over(have any) (value any, differs bool) {
+	switch want := s.value.(type) {
+	case []string:
+		var subjects []string
+		list, _ := have.([]any)
+		for _, subject := range list {
+			subjects = append(subjects, fmt.Sprint(subject))
+		}
+		if covers(subjects, want[0]) {
+			return nil, false
+		}
+		return append(subjects, want...), true
+	case int64:
+		number, _ := have.(json.Number)
+		n, _ := number.Int64() // a missing number is 0
+		if n == want || s.name == "num_replicas" && n > want {
+			return nil, false
+		}
+		return want, true
+	default:
+		panic(fmt.Sprintf("bus: setting %s of type %T", s.name, s.value))
+	}
+}
+
+// api calls the JetStream API; the error of its answer is a *jetstream.APIError.
+func (b *Bus) api(ctx context.Context, subject string, request, response any) error {
+	var data []byte
+	if request != nil {
+		var err error
+		if data, err = json.Marshal(request); err != nil {
+			return err
+		}
+	}
+	msg, err := b.nc.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+subject, data)
+	if err != nil {
+		return err
+	}
+	var failed struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := json.Unmarshal(msg.Data, &failed); err != nil {
+		return err
+	}
+	if failed.Error != nil {
+		return failed.Error
+	}
+	if response == nil {
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader(msg.Data))
+	d.UseNumber()
+	return d.Decode(response)
+}

@@ -1,0 +1,168 @@
+// Command bridge receives the webhooks of identity, fraud and custody
+// providers and publishes them as CloudEvents on NATS JetStream.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"reflect"
+	"runtime"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/alecthomas/kong"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/term"
+
+	"github.com/hookbus/bridge/normalize"
+)
+
+// Set by the linker.
+var version, commit, date = "dev", "none", "unknown"
+
+// Exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// cli is the command line, and the process as its commands see it.
+type cli struct {
+	Serve   serveCmd   `cmd:"" default:"1" help:"Receive webhooks and publish them as events."`
+	Dev     devCmd     `cmd:"" help:"Try it all in one process, with generated secrets and every provider's samples."`
+	Send    sendCmd    `cmd:"" help:"Sign a webhook and send it as the provider would."`
+	Tail    tailCmd    `cmd:"" help:"Print events as they come."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+
+	ctx            context.Context
+	environ        []string
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run is the whole program; it returns the exit code.
+func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
+	c := &cli{ctx: ctx, environ: environ, stdin: stdin, stdout: stdout, stderr: stderr}
+	type exit int
+	defer func() {
+		if r := recover(); r != nil {
+			e, ok := r.(exit)
+			if !ok {
+				panic(r)
+			}
+			code = int(e)
+		}
+	}()
+	parser, err := kong.New(c,
+		kong.Name("bridge"),
+		kong.Description("Webhooks of identity, fraud and custody providers, as CloudEvents on NATS JetStream.\n\nExit status: 0 done, 1 failed, 2 wrong usage."),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { panic(exit(code)) }), // --help has been printed
+		kong.Vars{"providers": providerNames()},
+	)
+	if err != nil {
+		panic(err) // the command line's definition is wrong
+	}
+	command, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintf(stderr, "bridge: %v\nTry: bridge --help\n", err)
+		return exitUsage
+	}
+	var usage usageError
+	switch err := command.Run(c); {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "bridge: %v\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(stderr, "bridge: %v\n", err)
+		return exitFailed
+	}
+}
+
+// usageError is a mistake in the command line that the parser cannot know.
+type usageError string
+
+func (e usageError) Error() string { return string(e) }
+
+func providerNames() string {
+	var names []string
+	for _, p := range normalize.Providers() {
+		names = append(names, p.Name)
+	}
+	return strings.Join(names, ",")
+}
+
+// Help lists the variables.
+func (serveCmd) Help() string {
+	var b strings.Builder
+	b.WriteString("Configuration is read from the environment:\n\n")
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, p := range normalize.Providers() {
+		name := strings.ToUpper(p.Name) + "_SECRETS"
+		fmt.Fprintf(w, "  %s%s\t%s\n", envPrefix, name, "secrets, comma-separated; any may match")
+		fmt.Fprintf(w, "  %s%s_FILE\t%s\n", envPrefix, name, "file with one a line; re-read when it changes")
+	}
+	t := reflect.TypeFor[config]()
+	for i := range t.NumField() {
+		tag := t.Field(i).Tag
+		name := tag.Get("env")
+		if name == "" {
+			continue
+		}
+		text := tag.Get("help")
+		if d := tag.Get("envDefault"); d != "" {
+			text += " (" + d + ")"
+		}
+		fmt.Fprintf(w, "  %s%s\t%s\n", envPrefix, name, text)
+	}
+	w.Flush()
+	return b.String()
+}
+
+// logger writes to stderr, as text on a terminal and as JSON elsewhere unless
+// the format is set.
+func (c *config) logger(stderr io.Writer) *slog.Logger {
+	format := c.LogFormat
+	if format == "" {
+		format = "json"
+		if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			format = "text"
+		}
+	}
+	options := &slog.HandlerOptions{Level: c.LogLevel}
+	if format == "text" {
+		return slog.New(slog.NewTextHandler(stderr, options))
+	}
+	return slog.New(slog.NewJSONHandler(stderr, options))
+}
+
+type versionCmd struct {
+	JSON bool `help:"Print JSON."`
+}
+
+func (v versionCmd) Run(c *cli) error {
+	if v.JSON {
+		return printJSON(c.stdout, map[string]string{"version": version, "commit": commit, "date": date, "go": runtime.Version()})
+	}
+	_, err := fmt.Fprintf(c.stdout, "bridge %s (commit %s, %s, %s)\n", version, commit, date, runtime.Version())
+	return err
+}
+
+func buildInfo() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "bridge_build_info",
+		Help:        "1; the labels say which build runs.",
+		ConstLabels: prometheus.Labels{"version": version, "commit": commit, "goversion": runtime.Version()},
+	}, func() float64 { return 1 })
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/dedupe"
+	"github.com/hookbus/bridge/ingress"
+)
+
+type serveCmd struct{}
+
+func (serveCmd) Run(cli *cli) error {
+	cfg, err := loadConfig(cli.environ)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(cli.ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	b, err := start(ctx, cfg, cfg.logger(cli.stderr))
+	if err != nil {
+		return err
+	}
+	failed := b.wait(ctx)
+	stop() // a second signal ends the process at once
+	return errors.Join(failed, b.stop())
+}
+
+// bridge is the running service. Its fields stand in the order in which they
+// start; stop goes the other way.
+type bridge struct {
+	cfg     *config
+	log     *slog.Logger
+	bus     *bus.Bus
+	admin   *ingress.Admin
+	servers struct{ admin, public *http.Server }
+
+	webhooksAddr, adminAddr string
+
+	failed    chan error // a listener has failed
+	stopBus   func()
+	stopIndex func()
+	stopWatch func()
+}
+
+// start brings everything up: NATS, streams, indexer, admin listener, public
+// listener. An external NATS need not be reachable yet.
+func start(ctx context.Context, cfg *config, log *slog.Logger) (_ *bridge, err error) {
+	b := &bridge{cfg: cfg, log: log, failed: make(chan error, 2)}
+	for _, variable := range cfg.unknown {
+		log.Warn("unknown variable has no effect", "variable", variable)
+	}
+	endpoints, reload, err := cfg.endpoints()
+	if err != nil {
+		return nil, err
+	}
+	var tlsConfig *tls.Config
+	if cfg.TLSCertFile != "" {
+		cert := &certificate{certFile: cfg.TLSCertFile, keyFile: cfg.TLSKeyFile}
+		if err := cert.reload(); err != nil {
+			return nil, configError{envPrefix + "TLS_CERT_FILE: " + err.Error()}
+		}
+		reload[cfg.TLSCertFile], reload[cfg.TLSKeyFile] = cert.reload, cert.reload
+		tlsConfig = cert.config()
+	}
+
+	// What has started is stopped if what follows fails.
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for i := range undo {
+				undo[len(undo)-1-i]()
+			}
+		}
+	}()
+	listen := func(variable, addr string) (net.Listener, error) {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return nil, fmt.Errorf("%s%s: %w", envPrefix, variable, err)
+		}
+		undo = append(undo, func() { l.Close() })
+		return l, nil
+	}
+	adminListener, err := listen("ADMIN_ADDR", cfg.AdminAddr)
+	if err != nil {
+		return nil, err
+	}
+	publicListener, err := listen("LISTEN_ADDR", cfg.ListenAddr)
+	if err != nil {
+		return nil, err
+	}
+	b.adminAddr, b.webhooksAddr = adminListener.Addr().String(), publicListener.Addr().String()
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
+	if b.bus, err = bus.Open(ctx, cfg.busConfig(), log, registry); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() { b.bus.Close(context.Background()) })
+	deduper, err := dedupe.New(b.bus, cfg.windows(), registry)
+	if err != nil {
+		return nil, err
+	}
+	indexer, err := dedupe.NewIndexer(b.bus, deduper, log, registry)
+	if err != nil {
+		return nil, err
+	}
+	handler, err := ingress.New(endpoints, deduper, b.bus, cfg.limits(), time.Now, log, registry)
+	if err != nil {
+		return nil, err
+	}
+	b.admin = ingress.NewAdmin(b.bus.State, indexer.Lag, cfg.DuplicateWindow, registry)
+
+	b.stopBus = background(b.bus.Run)
+	undo = append(undo, b.stopBus)
+	b.stopIndex = background(indexer.Run)
+	undo = append(undo, b.stopIndex)
+	b.stopWatch = func() {}
+	if len(reload) > 0 {
+		watchCtx, cancel := context.WithCancel(context.Background())
+		wait, err := watch(watchCtx, reload, log)
+		if err != nil {
+			cancel()
+			return nil, err
+		}
+		b.stopWatch = func() { cancel(); wait() }
+	}
+
+	b.servers.admin = ingress.NewServer(b.admin, log)
+	go b.serve(b.servers.admin, adminListener)
+	b.servers.public = ingress.NewServer(handler, log)
+	if tlsConfig != nil {
+		b.servers.public.TLSConfig = tlsConfig
+		tlsConfig.NextProtos = []string{"h2", "http/1.1"}
+		publicListener = tls.NewListener(publicListener, tlsConfig)
+	}
+	go b.serve(b.servers.public, publicListener)
+
+	var names []string
+	for _, e := range endpoints {
+		names = append(names, e.Provider.Name)
+	}
+	log.Info("receiving webhooks", "addr", b.webhooksAddr, "admin", b.adminAddr, "providers", names, "version", version)
+	return b, nil
+}
+
+// background runs f and returns what ends it and waits for it.
+func background(f func(context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { f(ctx) })
+	return func() { cancel(); wg.Wait() }
+}
+
+func (b *bridge) serve(s *http.Server, l net.Listener) {
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		b.failed <- fmt.Errorf("serving on %s: %w", l.Addr(), err)
+	}
+}
+
+// wait returns when ctx ends, or with the error of a listener that failed.
+func (b *bridge) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-b.failed:
+		return err
+	}
+}
+
+// stop takes everything down so that nothing answered is lost: not ready, serve
+// on for the delay, no new requests, finish those in flight, then indexer, NATS
+// and the admin listener.
+func (b *bridge) stop() error {
+	b.log.Info("shutting down")
+	b.admin.Drain()
+	time.Sleep(b.cfg.ShutdownDelay)
+	ctx, cancel := context.WithTimeout(context.Background(), b.cfg.ShutdownTimeout)
+	defer cancel()
+	var errs []error
+	if err := b.servers.public.Shutdown(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("requests in flight were cut off: %w", err))
+		b.servers.public.Close()
+	}
+	b.stopWatch()
+	b.stopIndex()
+	b.stopBus()
+	errs = append(errs, b.bus.Close(ctx))
+	errs = append(errs, b.servers.admin.Close())
+	b.log.Info("stopped")
+	return errors.Join(errs...)
+}

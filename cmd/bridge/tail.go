@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/bus"
+)
+
+type tailCmd struct {
+	Filter string        `help:"Only events on this subject; wildcards are * and >." placeholder:"SUBJECT"`
+	Since  time.Duration `help:"Begin with events stored this long ago, as 1h or 30m; without it, with the next one." placeholder:"D"`
+	JSON   bool          `help:"Print each event as a CloudEvent in JSON, its data included."`
+}
+
+func (t *tailCmd) Run(c *cli) error {
+	if t.Since < 0 {
+		return usageError("--since must not be negative")
+	}
+	cfg, err := loadConfig(c.environ)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(c.ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	nc, err := cfg.connect()
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	return t.print(ctx, nc, cfg, c.stdout)
+}
+
+// connect reaches NATS as serve would, but gives up at once.
+func (c *config) connect() (*nats.Conn, error) {
+	options, err := bus.ClientOptions(c.busConfig())
+	if err != nil {
+		return nil, err
+	}
+	nc, err := nats.Connect(c.clientURL(), append(options, nats.MaxReconnects(-1))...)
+	if err != nil {
+		hint := "is the bridge running, or should BRIDGE_NATS_URL name another server?"
+		return nil, fmt.Errorf("no connection to NATS at %s: %w; %s", c.clientURL(), err, hint)
+	}
+	return nc, nil
+}
+
+func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Writer) error {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	wanted := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverNewPolicy}
+	if t.Filter != "" {
+		wanted.FilterSubjects = []string{t.Filter}
+	}
+	if t.Since > 0 {
+		start := time.Now().Add(-t.Since)
+		wanted.DeliverPolicy, wanted.OptStartTime = jetstream.DeliverByStartTimePolicy, &start
+	}
+	consumer, err := js.OrderedConsumer(ctx, cfg.Stream, wanted)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return fmt.Errorf("there is no stream %s on this NATS; has a bridge run on it, or should BRIDGE_STREAM be another?", cfg.Stream)
+	}
+	if err != nil {
+		return fmt.Errorf("stream %s: %w", cfg.Stream, err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, messages.Stop)
+	defer stop()
+	defer messages.Stop()
+	for {
+		msg, err := messages.Next()
+		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
+			return nil
+		}
+		if errors.Is(err, jetstream.ErrNoHeartbeat) {
+			continue // the consumer is made anew where it was
+		}
+		if err != nil {
+			return fmt.Errorf("stream %s: %w", cfg.Stream, err)
+		}
+		if err := t.printEvent(w, msg); err != nil {
+			return err
+		}
+	}
+}
+
+func (t *tailCmd) printEvent(w io.Writer, msg jetstream.Msg) error {
+	ce, err := bus.Decode(msg.Headers(), msg.Data())
+	if err != nil {
+		_, err = fmt.Fprintf(w, "%s  not a CloudEvent\n", msg.Subject())
+		return err
+	}
+	if t.JSON {
+		return printJSON(w, ce)
+	}
+	_, err = fmt.Fprintln(w, eventLine(msg.Subject(), ce))
+	return err
+}
+
+// eventLine shows an event without its data.
+func eventLine(subject string, ce event.Event) string {
+	line := fmt.Sprintf("%s  %s  id=%.12s", ce.Time().Format(time.RFC3339), subject, ce.ID())
+	if s := ce.Subject(); s != "" {
+		line += fmt.Sprintf("  subject=%q", s)
+	}
+	for _, name := range []string{"outcome", "risk"} {
+		if v, ok := ce.Extensions()[name]; ok {
+			line += fmt.Sprintf("  %s=%v", name, v)
+		}
+	}
+	return line
+}

@@ -1,0 +1,184 @@
+// Package dedupe recognises redeliveries. The stream is the truth; a key-value
+// bucket is its index, written after the fact by the [Indexer], so that no
+// crash can leave a name in it whose event was never stored.
+//
+// [Deduper.Once] stores an event unless it is there already. When it is
+// unclear whether two requests report one occurrence or two, both are stored:
+// a duplicate is cheaper than a lost event.
+package dedupe
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/normalize"
+)
+
+// Windows says how long an occurrence is remembered.
+type Windows struct {
+	// State is the age up to which a report equal to the last one is a
+	// duplicate, where the same report may be made again for real.
+	State time.Duration
+	// Dedupe is the same for transitions of a named session; it is also how
+	// long the bucket remembers, and how far back an index is rebuilt.
+	Dedupe time.Duration
+}
+
+// Publish stores an event, as [bus.Bus.Publish] does.
+type Publish func(context.Context, *normalize.Event) (bus.Ack, error)
+
+// Result says where an event is.
+type Result struct {
+	ID        string // CloudEvents id of the stored event
+	Duplicate bool   // it had been stored before
+}
+
+// Deduper is safe for concurrent use.
+type Deduper struct {
+	index       index
+	incarnation func(context.Context) (time.Time, error)
+	windows     Windows
+	errors      prometheus.Counter
+}
+
+// New returns a deduper over the bus's bucket.
+func New(b *bus.Bus, w Windows, reg prometheus.Registerer) (*Deduper, error) {
+	d := &Deduper{
+		index:       bucket{b},
+		incarnation: b.Incarnation,
+		windows:     w,
+		errors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "bridge_dedupe_errors_total",
+			Help: "Reads and writes of the dedupe bucket that failed; the stream's duplicate window protects meanwhile.",
+		}),
+	}
+	return d, reg.Register(d.errors)
+}
+
+// indexTimeout bounds one read or write of the bucket. When it is exceeded the
+// event is published all the same.
+const indexTimeout = 500 * time.Millisecond
+
+// Once stores the event by publish, unless the index knows it, and says where
+// it is. The bucket's being out of reach is no error: the stream's duplicate
+// window protects meanwhile. The errors are those of publish.
+func (d *Deduper) Once(ctx context.Context, e *normalize.Event, publish Publish) (Result, error) {
+	if e.Identity.Judged() {
+		return d.onceReport(ctx, e, publish)
+	}
+	names := e.Identity.Names()
+	if known := d.lookup(ctx, names); known != nil {
+		return Result{ID: known.ID, Duplicate: true}, nil
+	}
+	if e.Identity.StateKey != "" {
+		// A report of the former state must not pass for a redelivery while
+		// this one is under way.
+		token, _ := d.mark(ctx, e, false)
+		e.SetToken(token)
+	}
+	ack, err := publish(ctx, e)
+	if err != nil {
+		return Result{}, err
+	}
+	result := Result{ID: e.CloudEvent.ID(), Duplicate: ack.Duplicate}
+	created, err := d.incarnation(ctx)
+	if err != nil {
+		return result, nil // the indexer will do it
+	}
+	stored := entry{Stream: created.UnixNano(), Sequence: ack.Sequence, ID: result.ID}
+	if ack.Duplicate { // the stored copy may have had other aliases
+		d.remember(ctx, names[1:], stored)
+	}
+	if e.Identity.StateKey != "" {
+		d.settle(ctx, reportOf(e, stored), false)
+	}
+	return result, nil
+}
+
+// lookup returns the entry by which one of the names is known, and writes it
+// under the others. Nil: not known, or not to be found out.
+func (d *Deduper) lookup(ctx context.Context, names []string) *entry {
+	entries := make([]*entry, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names[1:] {
+		wg.Go(func() { entries[i+1] = d.stored(ctx, name) })
+	}
+	entries[0] = d.stored(ctx, names[0])
+	wg.Wait()
+
+	var known *entry
+	var unknown []string
+	for i, e := range entries {
+		if e == nil {
+			unknown = append(unknown, names[i])
+		} else if known == nil {
+			known = e
+		}
+	}
+	if known != nil {
+		d.remember(ctx, unknown, *known)
+	}
+	return known
+}
+
+// stored returns what the index has under name, if that is in the stream as it
+// is now.
+func (d *Deduper) stored(ctx context.Context, name string) *entry {
+	e, revision, err := d.read(ctx, name)
+	if err != nil || revision == 0 || e.Sequence == 0 {
+		return nil
+	}
+	return &e
+}
+
+// remember writes the entry under the names, as far as it can.
+func (d *Deduper) remember(ctx context.Context, names []string, e entry) error {
+	value := e.encode()
+	for _, name := range names {
+		if err := d.put(ctx, name, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read returns the entry under name and its revision, 0 if there is none. Of
+// an entry about another incarnation of the stream only the mark is returned.
+func (d *Deduper) read(ctx context.Context, name string) (entry, uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
+	defer cancel()
+	value, revision, err := d.index.get(ctx, name)
+	if err != nil {
+		d.errors.Inc()
+		return entry{}, 0, err
+	}
+	if revision == 0 {
+		return entry{}, 0, nil
+	}
+	e := decodeEntry(value)
+	if e.Sequence != 0 {
+		created, err := d.incarnation(ctx)
+		if err != nil {
+			d.errors.Inc()
+			return entry{}, 0, err
+		}
+		if e.Stream != created.UnixNano() {
+			e = entry{Mark: e.Mark}
+		}
+	}
+	return e, revision, nil
+}
+
+func (d *Deduper) put(ctx context.Context, name string, value []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
+	defer cancel()
+	err := d.index.put(ctx, name, value)
+	if err != nil {
+		d.errors.Inc()
+	}
+	return err
+}

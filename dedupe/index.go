@@ -1,0 +1,123 @@
+package dedupe
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/bus"
+)
+
+// entry is a bucket value: where the event of a name is, or, under a state
+// key, where the report stored last is, and the report under way.
+type entry struct {
+	Stream   int64  `json:"stream,omitempty"` // creation of the stream, Unix nanoseconds
+	Sequence uint64 `json:"seq,omitempty"`    // 0: nothing stored
+	ID       string `json:"id,omitempty"`     // CloudEvents id
+
+	State    string `json:"state,omitempty"`
+	Received int64  `json:"received,omitempty"` // Unix nanoseconds
+	Mark     *mark  `json:"mark,omitempty"`
+}
+
+// mark announces a report that is being published.
+type mark struct {
+	State string `json:"state"`
+	Token string `json:"token"`
+}
+
+// before reports whether e is about an earlier message than o. A stream that
+// was created later comes after.
+func (e entry) before(o entry) bool {
+	return e.Stream < o.Stream || e.Stream == o.Stream && e.Sequence < o.Sequence
+}
+
+func (e entry) encode() []byte {
+	value, err := json.Marshal(e)
+	if err != nil {
+		panic(err) // strings and integers only
+	}
+	return value
+}
+
+// decodeEntry reads a value; one that is none of ours says nothing.
+func decodeEntry(value []byte) entry {
+	var e entry
+	if json.Unmarshal(value, &e) != nil {
+		return entry{}
+	}
+	return e
+}
+
+// errConflict: the entry is not at the revision given.
+var errConflict = errors.New("dedupe: entry has changed")
+
+// index is the bucket. A read may be answered by a replica that is behind.
+type index interface {
+	// get returns revision 0 if there is no such name.
+	get(ctx context.Context, name string) (value []byte, revision uint64, err error)
+	put(ctx context.Context, name string, value []byte) error
+	// swap writes if the entry is at that revision (0: if there is none) and
+	// returns the new one. Else it returns errConflict.
+	swap(ctx context.Context, name string, value []byte, revision uint64) (uint64, error)
+}
+
+// bucket is the index in NATS. Whatever fails has the bucket looked after.
+type bucket struct{ bus *bus.Bus }
+
+var _ index = bucket{}
+
+func (b bucket) kv() (jetstream.KeyValue, error) {
+	if kv := b.bus.State().Bucket(); kv != nil {
+		return kv, nil
+	}
+	return nil, bus.ErrUnavailable
+}
+
+func (b bucket) get(ctx context.Context, name string) ([]byte, uint64, error) {
+	kv, err := b.kv()
+	if err != nil {
+		return nil, 0, err
+	}
+	e, err := kv.Get(ctx, name)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, 0, nil
+	}
+	if err != nil {
+		b.bus.Wake()
+		return nil, 0, err
+	}
+	return e.Value(), e.Revision(), nil
+}
+
+func (b bucket) put(ctx context.Context, name string, value []byte) error {
+	kv, err := b.kv()
+	if err != nil {
+		return err
+	}
+	if _, err = kv.Put(ctx, name, value); err != nil {
+		b.bus.Wake()
+	}
+	return err
+}
+
+func (b bucket) swap(ctx context.Context, name string, value []byte, revision uint64) (uint64, error) {
+	kv, err := b.kv()
+	if err != nil {
+		return 0, err
+	}
+	if revision == 0 {
+		revision, err = kv.Create(ctx, name, value) // also over a deleted entry
+	} else {
+		revision, err = kv.Update(ctx, name, value, revision)
+	}
+	switch {
+	case errors.Is(err, jetstream.ErrKeyExists), errors.Is(err, jetstream.ErrKeyRevisionMismatch):
+		return 0, errConflict
+	case err != nil:
+		b.bus.Wake()
+	}
+	return revision, err
+}

@@ -1,0 +1,77 @@
+package ingress
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/dedupe"
+)
+
+// Admin answers probes and metrics on the admin listener.
+type Admin struct {
+	mux      *http.ServeMux
+	state    func() *bus.State
+	lag      func() dedupe.Lag
+	window   time.Duration
+	draining atomic.Bool
+}
+
+// NewAdmin returns the admin handler: /livez says that the process runs,
+// /readyz whether events can be stored and what a 200 is worth, /metrics is
+// Prometheus's. An index further behind than the stream's duplicate window is
+// reported, since redeliveries may then be stored again.
+func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, duplicateWindow time.Duration, reg prometheus.Gatherer) *Admin {
+	a := &Admin{mux: http.NewServeMux(), state: state, lag: lag, window: duplicateWindow}
+	a.mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	a.mux.HandleFunc("GET /readyz", a.readyz)
+	a.mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	return a
+}
+
+func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
+
+// Drain makes /readyz false: the process is about to stop.
+func (a *Admin) Drain() { a.draining.Store(true) }
+
+// Readiness is the answer of /readyz.
+type Readiness struct {
+	Ready bool `json:"ready"`
+	// Problems says why events cannot be stored.
+	Problems []string `json:"problems,omitempty"`
+	// Warnings says what is weaker than was asked for.
+	Warnings []string `json:"warnings,omitempty"`
+	// Durability says what a 200 is worth here.
+	Durability       string  `json:"durability,omitempty"`
+	IndexLagMessages uint64  `json:"index_lag_messages"`
+	IndexLagSeconds  float64 `json:"index_lag_seconds"`
+}
+
+func (a *Admin) readyz(w http.ResponseWriter, _ *http.Request) {
+	st, lag := a.state(), a.lag()
+	r := Readiness{
+		Problems:         append([]string(nil), st.Problems...),
+		Warnings:         append([]string(nil), st.Warnings...),
+		Durability:       st.Durability,
+		IndexLagMessages: lag.Messages,
+		IndexLagSeconds:  lag.Oldest.Seconds(),
+	}
+	if a.draining.Load() {
+		r.Problems = append(r.Problems, "shutting down")
+	}
+	if lag.Oldest > a.window {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the index is %v behind: a redelivery after more than %v may be stored again", lag.Oldest.Round(time.Second), a.window))
+	}
+	r.Ready = len(r.Problems) == 0
+	w.Header().Set("Content-Type", "application/json")
+	if !r.Ready {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	json.NewEncoder(w).Encode(r)
+}

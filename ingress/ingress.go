@@ -1,0 +1,250 @@
+// Package ingress is the bridge's HTTP side. Its [Handler] takes a webhook
+// through the stages, whose order only this package knows: read, verify,
+// normalize, dedupe, publish, reply. [Admin] answers probes and metrics.
+package ingress
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/dedupe"
+	"github.com/hookbus/bridge/normalize"
+)
+
+// Limits of the handler. Sizes are in bytes.
+type Limits struct {
+	MaxBody          int64
+	MaxInFlight      int64 // requests
+	MaxInFlightBytes int64
+	// PublishTimeout is what a publish may take; the body has to arrive so
+	// early that this much is left.
+	PublishTimeout time.Duration
+}
+
+// answerWithin is when every request has its answer. Osapher, the least
+// patient provider, gives up after 10 s.
+const answerWithin = 7500 * time.Millisecond
+
+// A Verifier checks signatures, as [signature.Verifier] does.
+type Verifier interface {
+	Verify(h http.Header, body []byte, now time.Time) (slot int, err error)
+}
+
+// An Endpoint is a provider that has a secret.
+type Endpoint struct {
+	Provider normalize.Provider
+	Verifier Verifier
+}
+
+// Deduper stores an event once, as [dedupe.Deduper] does.
+type Deduper interface {
+	Once(context.Context, *normalize.Event, dedupe.Publish) (dedupe.Result, error)
+}
+
+// Bus stores events and rejected bodies, as [bus.Bus] does.
+type Bus interface {
+	Publish(context.Context, *normalize.Event) (bus.Ack, error)
+	Quarantine(context.Context, bus.Rejected) (id string, err error)
+}
+
+var (
+	_ Deduper      = (*dedupe.Deduper)(nil)
+	_ Bus          = (*bus.Bus)(nil)
+	_ http.Handler = (*Handler)(nil)
+)
+
+// Handler receives webhooks at POST /webhooks/{provider}. It answers 200 only
+// for what is stored.
+type Handler struct {
+	endpoints map[string]Endpoint
+	dedupe    Deduper
+	bus       Bus
+	limits    Limits
+	requests  budget
+	bytes     budget
+	now       func() time.Time
+	log       *slog.Logger
+	metrics   *metrics
+}
+
+// New returns a handler for the endpoints. The clock is time.Now in all but
+// tests.
+func New(endpoints []Endpoint, d Deduper, b Bus, limits Limits, now func() time.Time, log *slog.Logger, reg prometheus.Registerer) (*Handler, error) {
+	h := &Handler{
+		endpoints: make(map[string]Endpoint),
+		dedupe:    d,
+		bus:       b,
+		limits:    limits,
+		requests:  budget{limit: limits.MaxInFlight},
+		bytes:     budget{limit: limits.MaxInFlightBytes},
+		now:       now,
+		log:       log,
+	}
+	var names []string
+	for _, e := range endpoints {
+		h.endpoints[e.Provider.Name] = e
+		names = append(names, e.Provider.Name)
+	}
+	var err error
+	h.metrics, err = newMetrics(names, reg)
+	return h, err
+}
+
+// NewServer returns an HTTP server for the handler, with the timeouts and the
+// header limit of a listener that faces strangers.
+func NewServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second, // the handler's own deadline for the body is shorter
+		WriteTimeout:      15 * time.Second,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// answer is what came of a request.
+type answer struct {
+	result string
+	id     string // of what is stored
+	reason Reason // of what was not accepted
+	err    error  // for the log; never for the client
+}
+
+func refuse(reason Reason, err error) answer {
+	if refusals[reason].status >= 500 {
+		return answer{result: failed, reason: reason, err: err}
+	}
+	return answer{result: rejected, reason: reason, err: err}
+}
+
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	name, _ := strings.CutPrefix(r.URL.Path, "/webhooks/")
+	endpoint, known := h.endpoints[name]
+	var a answer
+	switch {
+	case !known:
+		name, a = unknown, refuse(UnknownProvider, nil)
+	case r.Method != http.MethodPost:
+		a = refuse(MethodNotAllowed, nil)
+	case encoded(r.Header):
+		a = refuse(EncodingUnsupported, nil)
+	case !h.requests.take(1):
+		a = refuse(Overloaded, nil)
+	default:
+		defer h.requests.give(1)
+		a = h.receive(w, r, endpoint, start)
+	}
+	reply(w, a)
+
+	took := time.Since(start)
+	h.metrics.count(name, a, took)
+	fields := []any{"provider", name, "result", a.result, "took", took}
+	if a.reason != "" {
+		fields = append(fields, "reason", string(a.reason))
+	}
+	if a.id != "" {
+		fields = append(fields, "id", a.id)
+	}
+	if a.err != nil {
+		fields = append(fields, "error", a.err.Error())
+	}
+	level := slog.LevelDebug
+	if a.reason != "" {
+		level = slog.LevelWarn
+	}
+	h.log.Log(r.Context(), level, "webhook", fields...)
+}
+
+// encoded reports whether the body is not sent as it is.
+func encoded(h http.Header) bool {
+	for _, v := range h.Values("Content-Encoding") {
+		if v != "" && !strings.EqualFold(v, "identity") {
+			return true
+		}
+	}
+	return false
+}
+
+// receive takes one request through the stages.
+func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, start time.Time) answer {
+	deadline := start.Add(answerWithin)
+	body, held, err := readBody(w, r, h.limits.MaxBody, deadline.Add(-h.limits.PublishTimeout-500*time.Millisecond), &h.bytes)
+	defer h.bytes.give(held)
+	if err != nil {
+		return refuse(reasonFor(err), err)
+	}
+	received := h.now()
+	slot, err := e.Verifier.Verify(r.Header, body, received)
+	if err != nil {
+		return refuse(reasonFor(err), nil)
+	}
+	h.metrics.matched(e.Provider.Name, slot)
+
+	// The sender's hanging up does not stop what is verified.
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), deadline)
+	defer cancel()
+	event, err := e.Provider.Event(body, received)
+	if err != nil {
+		return h.quarantine(ctx, e, body, received, err)
+	}
+	result, err := h.dedupe.Once(ctx, event, h.bus.Publish)
+	switch {
+	case err != nil && reasonFor(err) == NotPublishable:
+		return h.quarantine(ctx, e, body, received, err)
+	case err != nil:
+		return refuse(BusUnavailable, err)
+	case result.Duplicate:
+		return answer{result: duplicate, id: result.ID}
+	default:
+		return answer{result: accepted, id: result.ID}
+	}
+}
+
+// quarantine stores a verified body that is no event.
+func (h *Handler) quarantine(ctx context.Context, e Endpoint, body []byte, received time.Time, cause error) answer {
+	reason := reasonFor(cause)
+	id, err := h.bus.Quarantine(ctx, bus.Rejected{Provider: e.Provider.Name, Reason: string(reason), Body: body, Received: received})
+	if err != nil {
+		return refuse(BusUnavailable, fmt.Errorf("quarantine: %w", err))
+	}
+	return answer{result: quarantined, id: id, reason: reason}
+}
+
+// retryAfter is what a 503 asks for, in seconds.
+const retryAfter = "5"
+
+func reply(w http.ResponseWriter, a answer) {
+	refusal, refused := refusals[a.reason]
+	if a.result == quarantined || !refused {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(struct {
+			Result string `json:"result"`
+			ID     string `json:"id"`
+		}{a.result, a.id})
+		return
+	}
+	switch refusal.status {
+	case http.StatusMethodNotAllowed:
+		w.Header().Set("Allow", http.MethodPost)
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(refusal.status)
+	json.NewEncoder(w).Encode(struct {
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Reason Reason `json:"reason"`
+	}{refusal.title, refusal.status, a.reason})
+}
