@@ -44,10 +44,15 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, deadline time
 	if r.ContentLength > limit {
 		return nil, 0, errTooLarge
 	}
-	// A writer without deadlines, as in tests, reads without one.
+	// A writer that has no deadlines, as in tests, reads without one. After a
+	// body that did not come, the deadline stays: the server waits for the rest.
 	control := http.NewResponseController(w)
 	if control.SetReadDeadline(deadline) == nil {
-		defer control.SetReadDeadline(time.Time{})
+		defer func() {
+			if err == nil {
+				control.SetReadDeadline(time.Time{})
+			}
+		}()
 	}
 	grow := func(to int64) bool {
 		if !bytes.take(to - held) {

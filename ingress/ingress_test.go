@@ -1,0 +1,470 @@
+package ingress_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/ingress"
+	"github.com/hookbus/bridge/internal/natstest"
+	"github.com/hookbus/bridge/normalize"
+)
+
+func maxBody(n int64) rigOption {
+	return func(c *bus.Config, l *ingress.Limits) { c.MaxBody, l.MaxBody = n, n }
+}
+
+func replicas(n int) rigOption {
+	return func(c *bus.Config, _ *ingress.Limits) { c.Replicas = n }
+}
+
+func provider(t *testing.T, name string) normalize.Provider {
+	t.Helper()
+	p, ok := normalize.ByName(name)
+	if !ok {
+		t.Fatalf("no provider %s", name)
+	}
+	return p
+}
+
+// metric returns the sum of a metric's values that have the labels.
+func (r *rig) metric(name string, labels map[string]string) (sum float64) {
+	r.t.Helper()
+	families, err := r.registry.Gather()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() != name {
+			continue
+		}
+	next:
+		for _, m := range family.GetMetric() {
+			has := make(map[string]string)
+			for _, l := range m.GetLabel() {
+				has[l.GetName()] = l.GetValue()
+			}
+			for k, v := range labels {
+				if has[k] != v {
+					continue next
+				}
+			}
+			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	return sum
+}
+
+func TestPaths(t *testing.T) {
+	r := oneServer(t)
+	dfns := provider(t, "dfns")
+	for _, path := range []string{"/", "", "/webhooks", "/webhooks/", "/webhooks/stripe", "/webhooks/Dfns", "/webhooks/dfns/", "//webhooks/dfns", "/webhooks/../webhooks/dfns", "/dfns", "/metrics", "/webhooks/dfns%00"} {
+		request := r.signed(dfns, r.fresh(dfns))
+		request.URL.Opaque = "//" + request.URL.Host + path
+		a := r.send(request)
+		if a.Status != http.StatusNotFound || a.Reason != "unknown_provider" || strings.Contains(a.text, "stripe") {
+			t.Errorf("%q: got %d %s", path, a.Status, a.text)
+		}
+	}
+	if strings.Contains(r.log.String(), "stripe") {
+		t.Error("a stranger's path is in the log")
+	}
+	if n := r.metric("bridge_rejections_total", map[string]string{"provider": "unknown", "reason": "unknown_provider"}); n != 12 {
+		t.Errorf("%v rejections of unknown providers", n)
+	}
+}
+
+func TestProviderWithoutSecret(t *testing.T) {
+	h, err := ingress.New(nil, nil, nil, ingress.Limits{}, time.Now, discard(), newRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/webhooks/dfns", nil))
+	if w.Code != http.StatusNotFound || !strings.Contains(w.Body.String(), "unknown_provider") {
+		t.Errorf("got %d %s", w.Code, w.Body)
+	}
+}
+
+// The vendors' formats as they were computed from their documents.
+func TestVectors(t *testing.T) {
+	file, err := os.ReadFile("../signature/testdata/signatures.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var vectors []struct {
+		Provider, Name, Secret, Expect string
+		Body                           string `json:"body_b64"`
+		Headers                        map[string]string
+	}
+	if err := json.Unmarshal(file, &vectors); err != nil {
+		t.Fatal(err)
+	}
+	r := oneServer(t)
+	for _, v := range vectors {
+		t.Run(v.Provider+" "+v.Name, func(t *testing.T) {
+			body, err := base64.StdEncoding.DecodeString(v.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.setNow(signedTime(t, v.Headers, body))
+			p := provider(t, v.Provider)
+			verifier, err := p.Scheme.NewVerifier([]string{v.Secret}, tolerance)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, err := ingress.New([]ingress.Endpoint{{Provider: p, Verifier: verifier}}, passThrough{}, r.bus,
+				ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 1, MaxInFlightBytes: 2 << 20, PublishTimeout: 3 * time.Second},
+				func() time.Time { return *r.now.Load() }, discard(), newRegistry())
+			if err != nil {
+				t.Fatal(err)
+			}
+			request := httptest.NewRequest(http.MethodPost, "/webhooks/"+v.Provider, bytes.NewReader(body))
+			for name, value := range v.Headers {
+				request.Header.Set(name, value)
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, request)
+			want := http.StatusUnauthorized
+			if strings.HasPrefix(v.Expect, "valid") {
+				want = http.StatusOK
+			}
+			if w.Code != want {
+				t.Errorf("got %d %s, want %d", w.Code, w.Body, want)
+			}
+		})
+	}
+	// Three of them are attempts to deliver one event.
+	if n := r.stored("WEBHOOKS"); n >= uint64(len(vectors)) || n == 0 {
+		t.Errorf("%d messages stored", n)
+	}
+}
+
+// signedTime returns the time that a vector was signed at.
+func signedTime(t *testing.T, headers map[string]string, body []byte) time.Time {
+	t.Helper()
+	var b struct{ TimestampSent int64 }
+	json.Unmarshal(body, &b)
+	if v, ok := strings.CutPrefix(headers["X-Webhook-Signature"], "t="); ok {
+		v, _, _ = strings.Cut(v, ",")
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return time.Unix(n, 0)
+	}
+	return time.Unix(b.TimestampSent, 0)
+}
+
+func TestOverloadedByRequests(t *testing.T) {
+	r := oneServer(t, func(_ *bus.Config, l *ingress.Limits) { l.MaxInFlight = 2 })
+	waldo := provider(t, "waldo")
+	var writers []*io.PipeWriter
+	done := make(chan answer)
+	for range 2 { // two whose body does not come
+		body := r.fresh(waldo)
+		request := r.signed(waldo, body)
+		reader, writer := io.Pipe()
+		request.Body, request.ContentLength = reader, int64(len(body))
+		writers = append(writers, writer)
+		go func() { done <- r.send(request) }()
+		if _, err := writer.Write(body[:1]); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if _, err := writer.Write(body[1:]); err != nil {
+				t.Error(err)
+			}
+			writer.Close()
+			if a := <-done; a.Status != http.StatusOK {
+				t.Errorf("the slow one: %d %s", a.Status, a.text)
+			}
+		}()
+	}
+	natstest.Eventually(t, 5*time.Second, "the third is refused", func() bool {
+		a := r.send(r.signed(waldo, r.fresh(waldo)))
+		if a.Status == http.StatusOK {
+			return false
+		}
+		a.expect(t, http.StatusServiceUnavailable, "overloaded")
+		return a.Header.Get("Retry-After") != ""
+	})
+}
+
+func TestOverloadedByBytes(t *testing.T) {
+	r := oneServer(t, func(_ *bus.Config, l *ingress.Limits) { l.MaxInFlightBytes = 3 * l.MaxBody / 2 })
+	waldo := provider(t, "waldo")
+	body := r.padded(waldo, 60_000)
+	request := r.signed(waldo, body)
+	reader, writer := io.Pipe()
+	request.Body, request.ContentLength = reader, int64(len(body))
+	done := make(chan answer)
+	go func() { done <- r.send(request) }()
+	if _, err := writer.Write(body[:50_000]); err != nil {
+		t.Fatal(err)
+	}
+	natstest.Eventually(t, 5*time.Second, "a second large one is refused", func() bool {
+		a := r.send(r.signed(waldo, r.padded(waldo, 60_000)))
+		return a.Status == http.StatusServiceUnavailable && a.Reason == "overloaded"
+	})
+	r.send(r.signed(waldo, r.fresh(waldo))).expect(t, http.StatusOK, "accepted") // a small one fits
+	writer.Write(body[50_000:])
+	writer.Close()
+	(<-done).expect(t, http.StatusOK, "accepted")
+}
+
+// A Content-Length is a promise; only what has come takes room.
+func TestPromisedBytesTakeNoRoom(t *testing.T) {
+	r := oneServer(t, func(_ *bus.Config, l *ingress.Limits) { l.MaxInFlightBytes = 2 * l.MaxBody })
+	waldo := provider(t, "waldo")
+	for range 8 {
+		c := dial(t, r.url)
+		fmt.Fprintf(c, "POST /webhooks/waldo HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n{")
+	}
+	for range 3 {
+		r.send(r.signed(waldo, r.fresh(waldo))).expect(t, http.StatusOK, "accepted")
+	}
+}
+
+func dial(t *testing.T, url string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// A body that does not come in time is answered all the same.
+func TestSlowBody(t *testing.T) {
+	r := oneServer(t, func(_ *bus.Config, l *ingress.Limits) { l.PublishTimeout = 6900 * time.Millisecond })
+	c := dial(t, r.url)
+	fmt.Fprintf(c, "POST /webhooks/waldo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+	response, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("got %d", response.StatusCode)
+	}
+}
+
+// What is verified is stored even if the sender does not wait for the answer.
+func TestSenderHangsUp(t *testing.T) {
+	r := oneServer(t)
+	osapher := provider(t, "osapher")
+	for range 20 {
+		body := r.fresh(osapher)
+		request := r.signed(osapher, body)
+		c := dial(t, r.url)
+		if err := request.Write(c); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+	natstest.Eventually(t, 10*time.Second, "all are stored", func() bool { return r.stored("WEBHOOKS") == 20 })
+}
+
+func TestBusUnavailable(t *testing.T) {
+	s := natstest.Server(t)
+	r := newRig(t, s.ClientURL()).ready()
+	waldo := provider(t, "waldo")
+	s.Shutdown()
+	s.WaitForShutdown()
+	natstest.Eventually(t, 10*time.Second, "the loss is noticed", func() bool { return !r.bus.State().Ready() })
+	for _, body := range [][]byte{r.fresh(waldo), []byte("not JSON")} { // to be published, to be quarantined
+		a := r.send(r.signed(waldo, body))
+		a.expect(t, http.StatusServiceUnavailable, "bus_unavailable")
+		if a.Header.Get("Retry-After") == "" || strings.Contains(a.text, "NATS") {
+			t.Errorf("Retry-After %q, %s", a.Header.Get("Retry-After"), a.text)
+		}
+	}
+	if n := r.metric("bridge_webhooks_total", map[string]string{"provider": "waldo", "result": "failed"}); n != 2 {
+		t.Errorf("%v failed", n)
+	}
+}
+
+// A body that fits our limit and not the server's is not lost silently.
+func TestBodyTooLargeForNATS(t *testing.T) {
+	s := natstest.Server(t, func(o *server.Options) { o.MaxPayload = 16 << 10 })
+	r := newRig(t, s.ClientURL()).ready()
+	dataspike := provider(t, "dataspike")
+	body := r.padded(dataspike, 40_000)
+	a := r.send(r.signed(dataspike, body))
+	a.expect(t, http.StatusOK, "quarantined")
+	msg := r.message("WEBHOOKS_QUARANTINE", a.ID)
+	if msg.Subject != "quarantine.dataspike.not_publishable" || len(msg.Data) != 0 || msg.Header.Get(bus.SizeHeader) != "40000" || len(msg.Header.Get(bus.DigestHeader)) != 64 {
+		t.Errorf("%s %v", msg.Subject, msg.Header)
+	}
+}
+
+func TestTypeTooLong(t *testing.T) {
+	r := oneServer(t)
+	osapher := provider(t, "osapher")
+	body := with(t, r.fresh(osapher), "event", `"`+strings.Repeat("x", 2000)+`"`)
+	a := r.send(r.signed(osapher, body))
+	a.expect(t, http.StatusOK, "quarantined")
+	if msg := r.message("WEBHOOKS_QUARANTINE", a.ID); msg.Subject != "quarantine.osapher.not_publishable" || !bytes.Equal(msg.Data, body) {
+		t.Errorf("%s %s", msg.Subject, msg.Data)
+	}
+}
+
+func TestIdentityMissing(t *testing.T) {
+	r := oneServer(t)
+	trusthub := provider(t, "trusthub")
+	a := r.send(r.signed(trusthub, []byte(`{"status":"AUTO_APPROVED"}`)))
+	a.expect(t, http.StatusOK, "quarantined")
+	if msg := r.message("WEBHOOKS_QUARANTINE", a.ID); msg.Subject != "quarantine.trusthub.identity_missing" {
+		t.Errorf("%s", msg.Subject)
+	}
+}
+
+// The occurrences that a provider's bodies tell apart, and those they do not.
+func TestReportsOfAState(t *testing.T) {
+	r := oneServer(t)
+	for _, c := range []struct {
+		name, provider string
+		bodies         []string
+		stored         uint64
+	}{
+		{"flag true, false, true", "waldo", []string{`{"event":"flag","flag":true,"customerId":"c1"}`, `{"event":"flag","flag":false,"customerId":"c1"}`, `{"event":"flag","flag":true,"customerId":"c1"}`}, 3},
+		{"flag true, true", "waldo", []string{`{"event":"flag","flag":true,"customerId":"c2"}`, `{"event":"flag","flag":true,"customerId":"c2"}`}, 1},
+		{"the false came with a requestId", "waldo", []string{`{"event":"flag","flag":true,"customerId":"c3"}`, `{"event":"flag","flag":false,"customerId":"c3","requestId":"r3"}`, `{"event":"flag","flag":true,"customerId":"c3"}`}, 3},
+		{"one requestId, three statuses", "waldo", []string{`{"event":"evaluation","evaluation":{"type":"kyc","status":"initiated"},"customerId":"c4","requestId":"r4"}`, `{"event":"evaluation","evaluation":{"type":"kyc","status":"in_progress"},"customerId":"c4","requestId":"r4"}`, `{"event":"evaluation","evaluation":{"type":"kyc","status":"completed"},"customerId":"c4","requestId":"r4"}`}, 3},
+		{"approved, rejected, approved", "trusthub", []string{`{"sessionId":"s1","status":"AUTO_APPROVED"}`, `{"sessionId":"s1","status":"MANUAL_REJECTED"}`, `{"sessionId":"s1","status":"AUTO_APPROVED"}`}, 3},
+		{"approved, in another order of keys", "trusthub", []string{`{"sessionId":"s2","status":"AUTO_APPROVED"}`, `{"status":"AUTO_APPROVED","sessionId":"s2"}`}, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := r.stored("WEBHOOKS")
+			p := provider(t, c.provider)
+			for _, body := range c.bodies {
+				if a := r.send(r.signed(p, []byte(body))); a.Status != http.StatusOK {
+					t.Fatalf("got %d %s", a.Status, a.text)
+				}
+			}
+			if n := r.stored("WEBHOOKS") - before; n != c.stored {
+				t.Errorf("%d stored, want %d", n, c.stored)
+			}
+		})
+	}
+}
+
+// The three attempts of a Dfns event in both readings of retryOf, and the same
+// event by two webhooks.
+func TestDfnsAttempts(t *testing.T) {
+	r := oneServer(t)
+	dfns := provider(t, "dfns")
+	for name, bodies := range map[string][]string{
+		"chain":                    {`"id":"whe-a1","date":"d1"`, `"id":"whe-a2","retryOf":"whe-a1","date":"d1"`, `"id":"whe-a3","retryOf":"whe-a2","date":"d1"`},
+		"star":                     {`"id":"whe-b1","date":"d2"`, `"id":"whe-b2","retryOf":"whe-b1","date":"d2"`, `"id":"whe-b3","retryOf":"whe-b1","date":"d2"`},
+		"the first never arrived":  {`"id":"whe-c2","retryOf":"whe-c1","date":"d3"`, `"id":"whe-c3","retryOf":"whe-c2","date":"d3"`, `"id":"whe-c4","retryOf":"whe-c1","date":"d3"`},
+		"two webhooks, two ids":    {`"id":"whe-d1","date":"d4"`, `"id":"whe-d2","date":"d4"`},
+		"retryOf of nobody's":      {`"id":"whe-e1","date":"d5"`, `"id":"whe-e2","retryOf":"whe-e0","date":"d5"`},
+		"another attempt's number": {`"id":"whe-f1","deliveryAttempt":1,"date":"d6"`, `"id":"whe-f2","deliveryAttempt":2,"date":"d6"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := r.stored("WEBHOOKS")
+			for _, body := range bodies {
+				full := []byte(fmt.Sprintf(`{%s,"kind":"wallet.transfer.confirmed","data":{"transferRequest":{"id":"xfr-1"}},"timestampSent":%d}`, body, start.Unix()))
+				if a := r.send(r.signed(dfns, full)); a.Status != http.StatusOK {
+					t.Fatalf("got %d %s", a.Status, a.text)
+				}
+			}
+			if n := r.stored("WEBHOOKS") - before; n != 1 {
+				t.Errorf("%d stored", n)
+			}
+		})
+	}
+}
+
+// Nothing of a body, a secret or a signature leaves by a side door.
+func TestNothingLeaks(t *testing.T) {
+	r := oneServer(t)
+	var hidden []string
+	for _, p := range normalize.Providers() {
+		hidden = append(hidden, secrets(p)...)
+		for _, sample := range p.Samples() {
+			body := p.Stamp(sample.Body, start)
+			_, value, err := p.Scheme.Sign(secrets(p)[0], body, start)
+			if err != nil {
+				t.Fatal(err)
+			}
+			hidden = append(hidden, value[len(value)-40:])
+			r.send(r.signed(p, body))
+			r.send(r.signedWith(p, "abcd", body))
+			r.send(r.signed(p, with(t, body, "event_type", "7")))
+			r.send(r.signed(p, append([]byte("broken"), body...)))
+		}
+	}
+	hidden = append(hidden, "MUGABE", "JOHN", "111111111", "22222222222", "Acme", "abcd-123-456-efgh", "53421526A", "0xb282dc7cde21717f18337a596e91ded00b79b25f", "external code 123")
+	w := httptest.NewRecorder()
+	r.admin.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for _, s := range hidden {
+		if strings.Contains(r.log.String(), s) {
+			t.Errorf("%q is in the log", s)
+		}
+		if strings.Contains(w.Body.String(), s) {
+			t.Errorf("%q is in the metrics", s)
+		}
+	}
+	if !strings.Contains(r.log.String(), `"reason":"signature_mismatch"`) || !strings.Contains(w.Body.String(), `reason="body_not_json"`) {
+		t.Error("the test saw no rejection or no quarantine")
+	}
+}
+
+func TestAdmin(t *testing.T) {
+	s := natstest.Server(t)
+	r := newRig(t, s.ClientURL()).ready()
+	get := func(path string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		r.admin.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		return w
+	}
+	readiness := func() (status int, got ingress.Readiness) {
+		w := get("/readyz")
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		return w.Code, got
+	}
+	if w := get("/livez"); w.Code != http.StatusOK {
+		t.Errorf("livez: %d", w.Code)
+	}
+	if status, got := readiness(); status != http.StatusOK || !got.Ready || !strings.Contains(got.Durability, "one server") || len(got.Warnings) != 1 {
+		t.Errorf("readyz: %d %+v", status, got)
+	}
+	for _, name := range []string{"bridge_webhooks_total", "bridge_publish_duration_seconds", "bridge_index_lag_messages", "bridge_index_lag_seconds", "bridge_dedupe_errors_total"} {
+		if !strings.Contains(get("/metrics").Body.String(), name) {
+			t.Errorf("no metric %s", name)
+		}
+	}
+	s.Shutdown()
+	s.WaitForShutdown()
+	natstest.Eventually(t, 10*time.Second, "readyz is false", func() bool { status, _ := readiness(); return status == http.StatusServiceUnavailable })
+	if _, got := readiness(); got.Ready || len(got.Problems) == 0 || !strings.Contains(got.Problems[0], "not connected") {
+		t.Errorf("readyz: %+v", got)
+	}
+	if w := get("/livez"); w.Code != http.StatusOK {
+		t.Errorf("livez without NATS: %d", w.Code)
+	}
+	r.admin.Drain()
+	if _, got := readiness(); got.Problems[len(got.Problems)-1] != "shutting down" {
+		t.Errorf("readyz: %+v", got)
+	}
+}
