@@ -9,10 +9,12 @@ package bus
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -103,7 +105,11 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
 		}),
 	}
-	b.state.Store(&State{Problems: []string{"not connected to NATS yet"}, changed: make(chan struct{})})
+	b.state.Store(&State{
+		Problems: []string{"not connected to NATS yet"},
+		refused:  map[string]string{cfg.Stream: "stream not looked at yet", cfg.QuarantineStream: "stream not looked at yet"},
+		changed:  make(chan struct{}),
+	})
 	if err := reg.Register(b.publishSeconds); err != nil {
 		return nil, err
 	}
@@ -121,8 +127,13 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	if err != nil {
 		return nil, err
 	}
+	for i, server := range strings.Split(cfg.URL, ",") {
+		if _, err := url.Parse(strings.TrimSpace(server)); err != nil { // its text may hold a password
+			return nil, fmt.Errorf("BRIDGE_NATS_URL: item %d is not a URL", i+1)
+		}
+	}
 	if b.nc, err = nats.Connect(cfg.URL, options...); err != nil {
-		return nil, fmt.Errorf("connect to NATS: %w", err)
+		return nil, fmt.Errorf("connecting to NATS: %w", err)
 	}
 	if b.js, err = jetstream.New(b.nc); err != nil {
 		b.nc.Close()
@@ -171,10 +182,24 @@ func (b *Bus) options() ([]nats.Option, error) {
 }
 
 // ClientOptions returns the options by which any client connects as cfg says:
-// name, credentials and TLS.
+// name, credentials and TLS. An error names the variable.
 func ClientOptions(cfg Config) ([]nats.Option, error) {
 	options := []nats.Option{nats.Name("bridge")}
-	if cfg.CredsFile != "" {
+	add := func(variable, value string, option func() nats.Option) {
+		if value == "" {
+			return
+		}
+		options = append(options, func(o *nats.Options) error {
+			if err := option()(o); err != nil {
+				return fmt.Errorf("BRIDGE_%s: %w", variable, err)
+			}
+			return nil
+		})
+	}
+	if cfg.CredsFile != "" { // read at every connect, so look now
+		if _, err := os.Stat(cfg.CredsFile); err != nil {
+			return nil, fmt.Errorf("BRIDGE_NATS_CREDS_FILE: %w", err)
+		}
 		options = append(options, nats.UserCredentials(cfg.CredsFile))
 	}
 	if cfg.NKeyFile != "" {
@@ -184,21 +209,9 @@ func ClientOptions(cfg Config) ([]nats.Option, error) {
 		}
 		options = append(options, nkey)
 	}
-	if cfg.User != "" {
-		options = append(options, nats.UserInfo(cfg.User, cfg.Password))
-	}
-	if cfg.TLSCA != "" {
-		options = append(options, nats.RootCAs(cfg.TLSCA))
-	}
-	if cfg.TLSCertFile != "" {
-		options = append(options, nats.ClientCert(cfg.TLSCertFile, cfg.TLSKeyFile))
-	}
-	if cfg.TLSCA != "" || cfg.TLSCertFile != "" {
-		options = append(options, func(o *nats.Options) error {
-			o.TLSConfig.MinVersion = tls.VersionTLS12
-			return nil
-		})
-	}
+	add("NATS_USER", cfg.User, func() nats.Option { return nats.UserInfo(cfg.User, cfg.Password) })
+	add("NATS_TLS_CA_FILE", cfg.TLSCA, func() nats.Option { return nats.RootCAs(cfg.TLSCA) })
+	add("NATS_TLS_CERT_FILE", cfg.TLSCertFile, func() nats.Option { return nats.ClientCert(cfg.TLSCertFile, cfg.TLSKeyFile) })
 	return options, nil
 }
 

@@ -104,16 +104,17 @@ func lockDir(ctx context.Context, dir string, wait time.Duration) (*flock.Flock,
 		return nil, err
 	}
 	lock := flock.New(filepath.Join(dir, "bridge.lock"))
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	ok, err := lock.TryLockContext(ctx, 50*time.Millisecond)
+	ok, err := lock.TryLock()
+	if !ok && err == nil {
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		ok, err = lock.TryLockContext(ctx, 50*time.Millisecond)
+	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil, fmt.Errorf("%s is held by another process (waited %v)", dir, wait)
-	case err != nil:
+	case err != nil || !ok:
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
-	case !ok:
-		return nil, fmt.Errorf("%s is held by another process", dir)
 	}
 	return lock, nil
 }

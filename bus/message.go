@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -71,9 +72,13 @@ func encode(e *normalize.Event, prefix string) (*nats.Msg, error) {
 }
 
 // Decode reads a CloudEvent from the headers and the body of a message that
-// the bridge has published. An attribute that is not of its type is an error.
+// the bridge has published. A message without ce-specversion, or an attribute
+// that is not of its type, is an error.
 func Decode(h nats.Header, body []byte) (event.Event, error) {
 	ce := event.New()
+	if h.Get("ce-specversion") == "" {
+		return ce, errors.New("not a CloudEvent in binary mode")
+	}
 	for name, values := range h {
 		name, ok := strings.CutPrefix(name, "ce-")
 		if !ok || len(values) == 0 {

@@ -18,13 +18,15 @@ import (
 // Ack is the stream's answer: the message is stored.
 type Ack struct {
 	Sequence uint64
-	// Duplicate: a message with this id had been stored before, at Sequence.
+	// Duplicate: a message with this id had been stored before, at Sequence; by
+	// an earlier attempt of the same Publish, too, whose acknowledgement was lost.
 	Duplicate bool
 }
 
 // JetStream API errors (nats-server, server/errors.json).
 const (
 	errMessageTooLarge = 10054 // beyond the stream's maximum message size
+	errStoreFailed     = 10077 // the stream is full
 	errHeadersTooLarge = 10097
 	errIDInProcess     = 10158 // a copy with this id is on its way into the stream
 )
@@ -78,8 +80,11 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) (id string, err error)
 }
 
 func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, error) {
-	if st := b.State(); !st.Ready() {
-		return Ack{}, fmt.Errorf("%w: %s", ErrUnavailable, st.Problems[0])
+	if reason := b.state.Load().refused[stream]; reason != "" {
+		return Ack{}, fmt.Errorf("%w: %s", ErrUnavailable, reason)
+	}
+	if !b.nc.IsConnected() {
+		return Ack{}, fmt.Errorf("%w: not connected to NATS", ErrUnavailable)
 	}
 	msg.Header[jetstream.ExpectedStreamHeader] = []string{stream}
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.PublishTimeout)
@@ -95,7 +100,7 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, e
 			return Ack{}, fmt.Errorf("%w: %w", ErrNotPublishable, err)
 		case errors.As(err, &api) && (api.ErrorCode == errMessageTooLarge || api.ErrorCode == errHeadersTooLarge):
 			return Ack{}, fmt.Errorf("%w: %w", ErrNotPublishable, err)
-		case errors.As(err, &api) && api.ErrorCode != errIDInProcess && api.Code != 503:
+		case errors.As(err, &api) && api.ErrorCode != errIDInProcess && (api.Code != 503 || api.ErrorCode == errStoreFailed):
 			b.Wake()
 			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		case !b.nc.IsConnected():
@@ -105,6 +110,7 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, e
 		}
 		select {
 		case <-ctx.Done():
+			b.Wake()
 			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		case <-time.After(wait):
 		}

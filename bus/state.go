@@ -2,8 +2,8 @@ package bus
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -23,6 +23,10 @@ type State struct {
 	// events and of the bucket.
 	StreamCreated, BucketCreated time.Time
 
+	// refused says, by stream, why nothing is published to it: it was looked at
+	// and would lose what it acknowledges, or was never looked at. A stream that
+	// only cannot be reached is not refused; publishing finds that out.
+	refused map[string]string
 	bucket  jetstream.KeyValue
 	changed chan struct{}
 }
@@ -30,7 +34,7 @@ type State struct {
 // Ready reports whether events can be stored.
 func (s *State) Ready() bool { return len(s.Problems) == 0 }
 
-// Bucket returns the dedupe bucket; nil if the state is not ready.
+// Bucket returns the dedupe bucket; nil if there is none.
 func (s *State) Bucket() jetstream.KeyValue { return s.bucket }
 
 // Changed returns a channel that is closed when another state takes the place
@@ -41,7 +45,9 @@ func (s *State) Changed() <-chan struct{} { return s.changed }
 func (b *Bus) State() *State {
 	st := b.state.Load()
 	if st.Ready() && !b.nc.IsConnected() {
-		return &State{Problems: []string{"not connected to NATS"}, Warnings: st.Warnings, Durability: st.Durability, changed: st.changed}
+		offline := *st
+		offline.Problems = []string{"not connected to NATS"}
+		return &offline
 	}
 	return st
 }
@@ -55,9 +61,11 @@ func (b *Bus) Wake() {
 }
 
 const (
-	checkEvery = time.Minute
-	checkPause = 200 * time.Millisecond // at least, between two checks
-	retryPause = time.Second            // after a check that failed
+	checkEvery         = time.Minute
+	checkPause         = 200 * time.Millisecond // at least, between two checks
+	retryPause         = time.Second            // after a check that failed
+	apiTimeout         = 2 * time.Second        // for what is done about one stream
+	incarnationTimeout = 400 * time.Millisecond
 )
 
 // Run looks at streams and bucket at once, every minute and whenever
@@ -125,8 +133,12 @@ func (b *Bus) Incarnation(ctx context.Context) (time.Time, error) {
 	if time.Since(in.asked) < time.Second {
 		return in.created, in.err
 	}
+	// The answer, and a failure too, is for all who wait behind this caller, so
+	// the caller's own context does not count.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), incarnationTimeout)
+	defer cancel()
 	s, err := b.js.Stream(ctx, b.cfg.Stream)
-	in.asked, in.err = time.Now(), err // a failure too: who waits behind it must not wait again
+	in.asked, in.err = time.Now(), err
 	if err != nil {
 		b.Wake()
 		return time.Time{}, err
@@ -140,55 +152,65 @@ func (b *Bus) Incarnation(ctx context.Context) (time.Time, error) {
 
 // check brings streams and bucket into being, if it may, and looks at them.
 func (b *Bus) check(ctx context.Context) *State {
+	st := &State{refused: maps.Clone(b.state.Load().refused)}
 	if !b.nc.IsConnected() {
 		reason := "not connected to NATS"
 		if err := b.nc.LastError(); err != nil {
 			reason += ": " + err.Error()
 		}
-		return &State{Problems: []string{reason}}
+		st.Problems = []string{reason}
+		return st
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-
-	st := &State{}
-	stream := b.ensure(ctx, st, b.streamSpec())
-	quarantine := b.ensure(ctx, st, b.quarantineSpec())
-	bucket := b.ensure(ctx, st, b.bucketSpec())
-	if stream != nil {
+	if got := b.nc.MaxPayload(); got < b.cfg.MaxBody {
+		st.warn("the NATS server takes messages of %d bytes at most: of a larger body only a digest is quarantined; raise its max_payload above BRIDGE_MAX_BODY_BYTES (%d)", got, b.cfg.MaxBody)
+	}
+	if stream := b.ensure(ctx, st, b.streamSpec()); stream != nil {
 		st.StreamCreated = stream.Created
 		st.Durability = b.durability(stream.Config)
 		if stream.Config.Replicas < 2 && b.server == nil {
-			st.Warnings = append(st.Warnings, fmt.Sprintf("stream %s: %s", b.cfg.Stream, st.Durability))
+			st.warn("stream %s: %s", b.cfg.Stream, st.Durability)
 		}
-		b.checkKept(st, stream.Config, b.cfg.SubjectPrefix)
 		if got := stream.Config.Duplicates; got < b.cfg.DuplicateWindow {
-			st.Warnings = append(st.Warnings, fmt.Sprintf("stream %s: its duplicate window is %v, less than the %v asked for; set BRIDGE_DUPLICATE_WINDOW to change it", b.cfg.Stream, got, b.cfg.DuplicateWindow))
+			st.warn("stream %s: its duplicate window is %v, less than the %v asked for; set BRIDGE_DUPLICATE_WINDOW to change it", b.cfg.Stream, got, b.cfg.DuplicateWindow)
 		}
+		st.judge(stream.Config, b.cfg.SubjectPrefix)
 	}
-	if quarantine != nil {
-		b.checkKept(st, quarantine.Config, b.cfg.QuarantinePrefix)
+	if quarantine := b.ensure(ctx, st, b.quarantineSpec()); quarantine != nil {
+		st.judge(quarantine.Config, b.cfg.QuarantinePrefix)
 	}
-	if bucket != nil {
+	if bucket := b.ensure(ctx, st, b.bucketSpec()); bucket != nil {
 		st.BucketCreated = bucket.Created
 		if got := bucket.Config.MaxAge; got != 0 && got < b.cfg.DedupeWindow {
-			st.Warnings = append(st.Warnings, fmt.Sprintf("bucket %s: its TTL is %v, less than the %v asked for; set BRIDGE_DEDUPE_WINDOW to change it", b.cfg.Bucket, got, b.cfg.DedupeWindow))
+			st.warn("bucket %s: its TTL is %v, less than the %v asked for; set BRIDGE_DEDUPE_WINDOW to change it", b.cfg.Bucket, got, b.cfg.DedupeWindow)
 		}
-		kv, err := b.js.KeyValue(ctx, b.cfg.Bucket)
-		if err != nil {
-			st.Problems = append(st.Problems, fmt.Sprintf("bucket %s: %v", b.cfg.Bucket, err))
+		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+		defer cancel()
+		var err error
+		if st.bucket, err = b.js.KeyValue(ctx, b.cfg.Bucket); err != nil {
+			st.problem("bucket %s: %v", b.cfg.Bucket, err)
 		}
-		st.bucket = kv
 	}
 	return st
 }
 
-// checkKept adds the settings by which a stream would lose what it has
-// acknowledged, or would not take it.
-func (b *Bus) checkKept(st *State, c jetstream.StreamConfig, prefix string) {
+func (s *State) problem(format string, args ...any) {
+	s.Problems = append(s.Problems, fmt.Sprintf(format, args...))
+}
+
+func (s *State) warn(format string, args ...any) {
+	s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...))
+}
+
+// judge refuses a stream whose settings lose what it has acknowledged, or that
+// would not take our subjects.
+func (s *State) judge(c jetstream.StreamConfig, prefix string) {
+	delete(s.refused, c.Name)
 	refuse := func(format string, args ...any) {
-		st.Problems = append(st.Problems, fmt.Sprintf("stream %s: ", c.Name)+fmt.Sprintf(format, args...))
+		reason := fmt.Sprintf("stream %s: ", c.Name) + fmt.Sprintf(format, args...)
+		s.Problems = append(s.Problems, reason)
+		s.refused[c.Name] = reason
 	}
-	if !covers(c.Subjects, prefix+".>") {
+	if !covers(c.Subjects, prefix) {
 		refuse("it does not take the subjects %s.>", prefix)
 	}
 	if c.Storage == jetstream.MemoryStorage {
@@ -203,8 +225,11 @@ func (b *Bus) checkKept(st *State, c jetstream.StreamConfig, prefix string) {
 	if c.Retention != jetstream.LimitsPolicy {
 		refuse("retention %s removes what a consumer has acknowledged; use limits", strings.ToLower(c.Retention.String()))
 	}
-	if c.Discard == jetstream.DiscardOld && (c.MaxBytes > 0 || c.MaxMsgs > 0 || c.MaxMsgsPerSubject > 0) {
+	if c.Discard == jetstream.DiscardOld && (c.MaxBytes > 0 || c.MaxMsgs > 0) {
 		refuse("it drops old events when full; use discard new, or no limit of size or count")
+	}
+	if c.MaxMsgsPerSubject > 0 && !(c.Discard == jetstream.DiscardNew && c.DiscardNewPerSubject) {
+		refuse("it drops old events of a subject that has max_msgs_per_subject; use no such limit")
 	}
 	if c.Mirror != nil {
 		refuse("it is a mirror of %s and takes no events itself", c.Mirror.Name)
@@ -214,11 +239,20 @@ func (b *Bus) checkKept(st *State, c jetstream.StreamConfig, prefix string) {
 	}
 }
 
-// covers reports whether one of the subjects takes in all of want, which ends
-// in ".>".
-func covers(subjects []string, want string) bool {
-	return slices.ContainsFunc(subjects, func(s string) bool {
-		return s == want || s == ">" || strings.HasSuffix(s, ".>") && strings.HasPrefix(want, strings.TrimSuffix(s, ">"))
+// covers reports whether one of the subjects takes in all of ours, which have
+// at least two tokens after the prefix.
+func covers(subjects []string, prefix string) bool {
+	want := strings.Split(prefix+".*.>", ".")
+	return slices.ContainsFunc(subjects, func(subject string) bool {
+		for i, token := range strings.Split(subject, ".") {
+			switch {
+			case token == ">":
+				return i < len(want)
+			case i >= len(want)-1 || token != "*" && token != want[i]:
+				return false
+			}
+		}
+		return false
 	})
 }
 
@@ -234,6 +268,3 @@ func (b *Bus) durability(c jetstream.StreamConfig) string {
 		return "a 200 means written by one server, which may not have synced it to disk (sync_interval: always would); 3 replicas survive the loss of a server"
 	}
 }
-
-// notFound reports whether a stream does not exist.
-func notFound(err error) bool { return errors.Is(err, jetstream.ErrStreamNotFound) }

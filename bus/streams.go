@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -113,13 +113,15 @@ func unlimited(n int64) int64 {
 // explicit settings, if it may. What it could not do it adds to st; nil means
 // that there is no stream.
 func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.StreamInfo {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
 	name := want.config.Name
 	fail := func(err error) *jetstream.StreamInfo {
-		st.Problems = append(st.Problems, fmt.Sprintf("stream %s: %v", name, err))
+		st.problem("stream %s: %v", name, err)
 		return nil
 	}
 	stream, err := b.js.Stream(ctx, name)
-	if notFound(err) {
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		if !b.cfg.Manage {
 			return fail(errors.New("it does not exist, and BRIDGE_MANAGE_STREAMS is false"))
 		}
@@ -136,41 +138,36 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.Strea
 	if !b.cfg.Manage || len(want.explicit) == 0 {
 		return stream.CachedInfo()
 	}
-	changed, err := b.update(ctx, name, want.explicit)
-	if err != nil {
-		st.Warnings = append(st.Warnings, fmt.Sprintf("stream %s: its settings could not be changed: %v", name, err))
-		return stream.CachedInfo()
-	}
-	if len(changed) > 0 {
-		b.log.Info("changed stream", "stream", name, "settings", changed)
-		if stream, err = b.js.Stream(ctx, name); err != nil {
-			return fail(err)
+	for _, s := range want.explicit { // one by one: a refused one leaves the others
+		changed, err := b.update(ctx, name, s)
+		if err != nil {
+			st.warn("stream %s: its %s could not be changed: %v", name, s.name, err)
+		} else if changed {
+			b.log.Info("changed stream", "stream", name, "setting", s.name)
 		}
+	}
+	if stream, err = b.js.Stream(ctx, name); err != nil {
+		return fail(err)
 	}
 	return stream.CachedInfo()
 }
 
-// update gives a stream the settings that differ and returns their names. It
-// works on the API's JSON, not on our library's view of it, so that settings
-// which the library does not know stay as they are.
-func (b *Bus) update(ctx context.Context, name string, settings []setting) (changed []string, err error) {
+// update gives a stream the setting if that differs. It works on the API's
+// JSON, not on our library's view of it, so that settings which the library
+// does not know stay as they are.
+func (b *Bus) update(ctx context.Context, name string, s setting) (changed bool, err error) {
 	var info struct {
 		Config map[string]any `json:"config"`
 	}
 	if err := b.api(ctx, "STREAM.INFO."+name, nil, &info); err != nil {
-		return nil, err
+		return false, err
 	}
-	for _, s := range settings {
-		if value, differs := s.over(info.Config[s.name]); differs {
-			info.Config[s.name] = value
-			changed = append(changed, s.name)
-		}
+	value, differs := s.over(info.Config[s.name])
+	if !differs {
+		return false, nil
 	}
-	if len(changed) == 0 {
-		return nil, nil
-	}
-	slices.Sort(changed)
-	return changed, b.api(ctx, "STREAM.UPDATE."+name, info.Config, nil)
+	info.Config[s.name] = value
+	return true, b.api(ctx, "STREAM.UPDATE."+name, info.Config, nil)
 }
 
 // over returns the setting put over what the stream has, and whether that
@@ -183,7 +180,7 @@ func (s setting) over(have any) (value any, differs bool) {
 		for _, subject := range list {
 			subjects = append(subjects, fmt.Sprint(subject))
 		}
-		if covers(subjects, want[0]) {
+		if covers(subjects, strings.TrimSuffix(want[0], ".>")) {
 			return nil, false
 		}
 		return append(subjects, want...), true

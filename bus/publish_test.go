@@ -1,0 +1,403 @@
+package bus_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/natstest"
+	"github.com/hookbus/bridge/normalize"
+)
+
+func TestPublish(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	for i := range 3 {
+		if got, want := mustPublish(t, b, newEvent(t, i)), uint64(i+1); got != want {
+			t.Errorf("event %d has sequence %d, want %d", i, got, want)
+		}
+	}
+	ack, err := b.Publish(t.Context(), newEvent(t, 1))
+	if want := (bus.Ack{Sequence: 2, Duplicate: true}); err != nil || ack != want {
+		t.Errorf("event 1 again: got %+v, %v; want %+v", ack, err, want)
+	}
+	if got := streamInfo(t, b.JetStream(), b.Stream()).State.Msgs; got != 3 {
+		t.Errorf("the stream holds %d messages, want 3", got)
+	}
+}
+
+func TestPublishIsMeasured(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	b, err := bus.Open(t.Context(), external(natstest.Server(t)), slog.New(slog.DiscardHandler), reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitReady(t, run(t, b))
+	mustPublish(t, b, newEvent(t, 1))
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(families) != 1 || families[0].GetName() != "bridge_publish_duration_seconds" || families[0].GetMetric()[0].GetHistogram().GetSampleCount() != 1 {
+		t.Errorf("metrics: %v", families)
+	}
+}
+
+func TestPublishCanceled(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.Publish(ctx, newEvent(t, 1)); !errors.Is(err, bus.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+		t.Errorf("Publish: got %v, want %q and %q", err, bus.ErrUnavailable, context.Canceled)
+	}
+}
+
+func TestStreamDeletedUnderRunningBus(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	e := newEvent(t, 1)
+	mustPublish(t, b, e)
+	for range 3 { // more than once: just after the start the streams are looked at again anyway
+		before := b.State()
+		deleteStream(t, b)
+		// Publish waits for the new stream, which has never seen the event.
+		if got := mustPublish(t, b, e); got != 1 {
+			t.Errorf("sequence %d in the new stream, want 1", got)
+		}
+		waitState(t, b, "another stream", func(st *bus.State) bool { return !st.StreamCreated.Equal(before.StreamCreated) })
+		select {
+		case <-before.Changed():
+		default:
+			t.Error("the former state does not say that there is another")
+		}
+	}
+}
+
+func deleteStream(t *testing.T, b *bus.Bus) {
+	t.Helper()
+	if err := b.JetStream().DeleteStream(t.Context(), b.Stream()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestIncarnation(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	before := incarnation(t, b)
+	if want := b.State().StreamCreated; !before.Equal(want) {
+		t.Errorf("incarnation is %v, the state's %v", before, want)
+	}
+	deleteStream(t, b)
+	mustPublish(t, b, newEvent(t, 1))
+	natstest.Eventually(t, within, "another incarnation", func() bool { return !incarnation(t, b).Equal(before) })
+	if got, want := incarnation(t, b), b.State().StreamCreated; !got.Equal(want) {
+		t.Errorf("incarnation is %v, the state's %v", got, want)
+	}
+}
+
+func incarnation(t *testing.T, b *bus.Bus) time.Time {
+	t.Helper()
+	created, err := b.Incarnation(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return created
+}
+
+func TestIncarnationOfMissingStream(t *testing.T) {
+	cfg := external(natstest.Server(t))
+	cfg.Manage = false
+	b := open(t, cfg)
+	waitProblem(t, b, "it does not exist")
+	if _, err := b.Incarnation(t.Context()); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		t.Errorf("Incarnation: got %v, want %q", err, jetstream.ErrStreamNotFound)
+	}
+}
+
+// One caller's short deadline must not be everybody's error.
+func TestIncarnationAfterACanceledCaller(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.Incarnation(ctx); err != nil {
+		t.Errorf("the caller's own Incarnation: %v", err)
+	}
+	if _, err := b.Incarnation(t.Context()); err != nil {
+		t.Errorf("another caller's Incarnation: %v", err)
+	}
+}
+
+// A publish that tries again and again gives up when the connection is lost.
+func TestServerLostDuringPublish(t *testing.T) {
+	s := natstest.Server(t)
+	create(t, jetStream(t, s.ClientURL()), somebodyElses())
+	cfg := external(s)
+	cfg.Manage = false
+	cfg.PublishTimeout = 30 * time.Second
+	b := openReady(t, cfg)
+	deleteStream(t, b)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := b.Publish(t.Context(), newEvent(t, 1))
+		failed <- err
+	}()
+	waitProblem(t, b, "stream WEBHOOKS: it does not exist") // the publish has woken the bus
+
+	start := time.Now()
+	s.Shutdown()
+	s.WaitForShutdown()
+	if err := <-failed; !errors.Is(err, bus.ErrUnavailable) {
+		t.Errorf("Publish: got %v, want %q", err, bus.ErrUnavailable)
+	}
+	if took := time.Since(start); took > cfg.PublishTimeout/2 {
+		t.Errorf("it went on for %v after the server was lost; the publish timeout is %v", took, cfg.PublishTimeout)
+	}
+}
+
+func TestFullStream(t *testing.T) {
+	cfg := external(natstest.Server(t))
+	cfg.StreamMaxBytes = 16 << 10
+	cfg.PublishTimeout = 600 * time.Millisecond
+	b := openReady(t, cfg)
+	stored := fill(t, func(i int) error {
+		_, err := b.Publish(t.Context(), newEvent(t, i))
+		return err
+	})
+	st := streamInfo(t, b.JetStream(), b.Stream()).State
+	if st.Msgs != stored || st.FirstSeq != 1 {
+		t.Errorf("the stream holds %d messages from sequence %d on, want the %d acknowledged", st.Msgs, st.FirstSeq, stored)
+	}
+	stream, err := b.JetStream().Stream(t.Context(), b.Stream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustPublish(t, b, newEvent(t, "after"))
+}
+
+// fill publishes until there is no room, and returns how many fitted.
+func fill(t *testing.T, publish func(i int) error) uint64 {
+	t.Helper()
+	for i := range 1000 {
+		err := publish(i)
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, bus.ErrUnavailable) || !strings.Contains(err.Error(), "maximum bytes exceeded") {
+			t.Errorf("full: got the error %v, want %q", err, bus.ErrUnavailable)
+		}
+		if i == 0 {
+			t.Fatal("nothing fitted")
+		}
+		return uint64(i)
+	}
+	t.Fatal("it does not get full")
+	return 0
+}
+
+func bigEvent(t *testing.T, size int) *normalize.Event {
+	t.Helper()
+	frame := `{"event_type":"DOCVER","id":"big","timestamp":"2026-07-01T10:00:00Z","payload":{"text":"%s"}}`
+	body := fmt.Sprintf(frame, strings.Repeat("x", size-len(frame)+len("%s")))
+	if len(body) != size {
+		t.Fatalf("body of %d bytes, want %d", len(body), size)
+	}
+	return eventOf(t, "dataspike", body)
+}
+
+func TestTooLargeForTheServer(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t, func(o *server.Options) { o.MaxPayload = 64 << 10 })))
+	wantError(t, b, bigEvent(t, 64<<10), bus.ErrNotPublishable)
+	mustPublish(t, b, bigEvent(t, 60<<10))
+}
+
+func TestTooLargeForTheStream(t *testing.T) {
+	s := natstest.Server(t)
+	limited := events(func(c *jetstream.StreamConfig) { c.MaxMsgSize = 64 << 10 })
+	create(t, jetStream(t, s.ClientURL()), map[string]jetstream.StreamConfig{"": limited})
+	b := openReady(t, external(s))
+	wantError(t, b, bigEvent(t, 64<<10), bus.ErrNotPublishable)
+	mustPublish(t, b, bigEvent(t, 60<<10))
+}
+
+// An event must not end up in a stream that happens to take its subject.
+func TestAnotherStreamTakesTheSubject(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	deleteStream(t, b)
+	other := events(func(c *jetstream.StreamConfig) { c.Name = "OTHER" })
+	create(t, b.JetStream(), map[string]jetstream.StreamConfig{"": other})
+	wantError(t, b, newEvent(t, 1), bus.ErrUnavailable)
+	waitProblem(t, b, "stream WEBHOOKS: ")
+	if got := streamInfo(t, b.JetStream(), "OTHER").State.Msgs; got != 0 {
+		t.Errorf("the other stream holds %d messages, want none", got)
+	}
+
+	if err := b.JetStream().DeleteStream(t.Context(), "OTHER"); err != nil {
+		t.Fatal(err)
+	}
+	b.Wake()
+	waitReady(t, b)
+	mustPublish(t, b, newEvent(t, 1))
+}
+
+func TestConcurrentPublish(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	const copies = 64
+	acks := publishCopies(t, b, newEvent(t, 1), copies)
+	wantOneStored(t, b, acks, copies)
+}
+
+// publishCopies publishes an event that many times at once and returns the
+// acknowledgements.
+func publishCopies(t *testing.T, b *bus.Bus, e *normalize.Event, copies int) []bus.Ack {
+	t.Helper()
+	acks := make([]bus.Ack, copies)
+	var wg sync.WaitGroup
+	start := make(chan struct{})
+	for i := range acks {
+		wg.Go(func() {
+			<-start
+			var err error
+			if acks[i], err = b.Publish(t.Context(), e); err != nil {
+				t.Errorf("copy %d: %v", i, err)
+			}
+		})
+	}
+	close(start)
+	wg.Wait()
+	return acks
+}
+
+func wantOneStored(t *testing.T, b *bus.Bus, acks []bus.Ack, copies int) {
+	t.Helper()
+	first := 0
+	for i, ack := range acks {
+		if !ack.Duplicate {
+			first++
+		}
+		if ack.Sequence != acks[0].Sequence {
+			t.Errorf("copy %d is at sequence %d, copy 0 at %d", i, ack.Sequence, acks[0].Sequence)
+		}
+	}
+	if first != 1 {
+		t.Errorf("%d of %d copies were no duplicate, want 1", first, copies)
+	}
+	if got := streamInfo(t, b.JetStream(), b.Stream()).State.Msgs; got != 1 {
+		t.Errorf("the stream holds %d messages, want 1", got)
+	}
+}
+
+func TestQuarantine(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	body := []byte("\x00not JSON at all\xff")
+	for _, test := range []struct {
+		name, provider, reason, subject string
+		stored                          uint64
+	}{
+		{"first", "waldo", "body_not_json", "quarantine.waldo.body_not_json", 1},
+		{"same again", "waldo", "body_not_json", "quarantine.waldo.body_not_json", 1},
+		{"another reason", "waldo", "type_missing", "quarantine.waldo.type_missing", 2},
+		{"another provider", "dfns", "type_missing", "quarantine.dfns.type_missing", 3},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			id, err := b.Quarantine(t.Context(), bus.Rejected{Provider: test.provider, Reason: test.reason, Body: body, Received: received})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := normalize.Digest("msg", test.provider, test.reason, string(body)); id != want {
+				t.Errorf("id: got %q, want %q", id, want)
+			}
+			if got := streamInfo(t, b.JetStream(), "WEBHOOKS_QUARANTINE").State.LastSeq; got != test.stored {
+				t.Fatalf("%d messages stored, want %d", got, test.stored)
+			}
+			m := message(t, b.JetStream(), "WEBHOOKS_QUARANTINE", test.stored)
+			if m.Subject != test.subject {
+				t.Errorf("subject: got %q, want %q", m.Subject, test.subject)
+			}
+			if !bytes.Equal(m.Data, body) {
+				t.Errorf("body: got %q, want %q", m.Data, body)
+			}
+			for header, want := range map[string]string{
+				"Nats-Msg-Id":        id,
+				"Bridge-Provider":    test.provider,
+				"Bridge-Reason":      test.reason,
+				"Bridge-Received":    "2026-07-01T10:00:01.25Z",
+				"Bridge-Body-Sha256": "54f8997abeb847c8bfaff9b35ba73d09ad5da8f3700e4305e50c931f8edc4286",
+				"Bridge-Body-Size":   "17",
+			} {
+				if got := m.Header.Get(header); got != want {
+					t.Errorf("header %s: got %q, want %q", header, got, want)
+				}
+			}
+		})
+	}
+	if got := streamInfo(t, b.JetStream(), b.Stream()).State.Msgs; got != 0 {
+		t.Errorf("the stream of events holds %d messages, want none", got)
+	}
+}
+
+func TestQuarantineOfALargeBody(t *testing.T) {
+	body := bytes.Repeat([]byte("x"), 100_000)
+	for _, test := range []struct {
+		name  string
+		limit func(*server.Options, *jetstream.StreamConfig)
+	}{
+		{"for the server", func(o *server.Options, _ *jetstream.StreamConfig) { o.MaxPayload = 64 << 10 }},
+		{"for the stream", func(_ *server.Options, c *jetstream.StreamConfig) { c.MaxMsgSize = 64 << 10 }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := events(func(c *jetstream.StreamConfig) { c.Name, c.Subjects = "WEBHOOKS_QUARANTINE", []string{"quarantine.>"} })
+			s := natstest.Server(t, func(o *server.Options) { test.limit(o, &c) })
+			create(t, jetStream(t, s.ClientURL()), map[string]jetstream.StreamConfig{"": c})
+			b := openReady(t, external(s))
+			for range 2 { // the second is a duplicate
+				id, err := b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "not_publishable", Body: body, Received: received})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if want := normalize.Digest("msg", "waldo", "not_publishable", string(body)); id != want {
+					t.Errorf("id: got %q, want %q", id, want)
+				}
+			}
+			if got := streamInfo(t, b.JetStream(), c.Name).State.Msgs; got != 1 {
+				t.Errorf("the quarantine holds %d messages, want 1", got)
+			}
+			m := message(t, b.JetStream(), c.Name, 1)
+			if len(m.Data) != 0 {
+				t.Errorf("a body of %d bytes is stored, want none", len(m.Data))
+			}
+			if got := m.Header.Get(bus.SizeHeader); got != "100000" {
+				t.Errorf("size: got %q, want 100000", got)
+			}
+			if got, want := m.Header.Get(bus.DigestHeader), "d69e68988157833272305aaf21f453c800346e8a3640db6578e260215542e5d4"; got != want {
+				t.Errorf("digest: got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestFullQuarantine(t *testing.T) {
+	cfg := external(natstest.Server(t))
+	cfg.QuarantineMaxBytes = 16 << 10
+	cfg.PublishTimeout = 600 * time.Millisecond
+	b := openReady(t, cfg)
+	stored := fill(t, func(i int) error {
+		_, err := b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "type_missing", Body: fmt.Append(nil, i), Received: received})
+		return err
+	})
+	st := streamInfo(t, b.JetStream(), "WEBHOOKS_QUARANTINE").State
+	if st.Msgs != stored || st.FirstSeq != 1 {
+		t.Errorf("the quarantine holds %d messages from sequence %d on, want the %d acknowledged", st.Msgs, st.FirstSeq, stored)
+	}
+	mustPublish(t, b, newEvent(t, 1)) // events have room still
+}
