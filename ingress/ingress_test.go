@@ -173,14 +173,12 @@ func signedTime(t *testing.T, headers map[string]string, body []byte) time.Time 
 func TestOverloadedByRequests(t *testing.T) {
 	r := oneServer(t, func(_ *bus.Config, l *ingress.Limits) { l.MaxInFlight = 2 })
 	waldo := provider(t, "waldo")
-	var writers []*io.PipeWriter
 	done := make(chan answer)
 	for range 2 { // two whose body does not come
 		body := r.fresh(waldo)
 		request := r.signed(waldo, body)
 		reader, writer := io.Pipe()
 		request.Body, request.ContentLength = reader, int64(len(body))
-		writers = append(writers, writer)
 		go func() { done <- r.send(request) }()
 		if _, err := writer.Write(body[:1]); err != nil {
 			t.Fatal(err)

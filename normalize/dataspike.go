@@ -4,6 +4,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/hookbus/bridge/signature"
 )
 
@@ -20,7 +22,7 @@ var dataspike = Provider{
 	Source:     "https://dataspike.io",
 	mapBody:    mapDataspike,
 	fresh: func(body []byte, now time.Time) []byte {
-		body = setField(body, newUUID(), "id")
+		body = setField(body, uuid.NewString(), "id")
 		return setField(body, now.UTC().Format("2006-01-02T15:04:05.000000Z"), "timestamp")
 	},
 }

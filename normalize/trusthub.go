@@ -4,6 +4,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/hookbus/bridge/signature"
 )
 
@@ -21,7 +23,7 @@ var trusthub = Provider{
 	Source:     "urn:trusthub",
 	mapBody:    mapTrusthub,
 	fresh: func(body []byte, _ time.Time) []byte {
-		return setField(body, newUUID(), "sessionId")
+		return setField(body, uuid.NewString(), "sessionId")
 	},
 }
 
