@@ -32,7 +32,7 @@ func replicas(n int) rigOption {
 	return func(c *bus.Config, _ *ingress.Limits) { c.Replicas = n }
 }
 
-func provider(t *testing.T, name string) normalize.Provider {
+func provider(t testing.TB, name string) normalize.Provider {
 	t.Helper()
 	p, ok := normalize.ByName(name)
 	if !ok {

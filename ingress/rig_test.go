@@ -36,7 +36,7 @@ var start = time.Date(2026, 4, 26, 10, 23, 1, 500_000_000, time.UTC)
 
 // rig is a whole bridge behind a real HTTP server, on a real NATS server.
 type rig struct {
-	t        *testing.T
+	t        testing.TB
 	url      string
 	handler  http.Handler
 	admin    *ingress.Admin
@@ -51,7 +51,7 @@ type rig struct {
 type rigOption func(*bus.Config, *ingress.Limits)
 
 // newRig starts a bridge against the NATS servers at url.
-func newRig(t *testing.T, url string, options ...rigOption) *rig {
+func newRig(t testing.TB, url string, options ...rigOption) *rig {
 	t.Helper()
 	cfg := bus.Config{
 		URL: url, Stream: "WEBHOOKS", SubjectPrefix: "webhooks", Replicas: 1, StreamMaxAge: 720 * time.Hour,
@@ -119,9 +119,9 @@ func (r *rig) ready() *rig {
 	return r
 }
 
-func oneServer(t *testing.T, options ...rigOption) *rig {
+func oneServer(t testing.TB, options ...rigOption) *rig {
 	t.Helper()
-	return newRig(t, natstest.Server(t).ClientURL(), options...).ready()
+	return newRig(t, natsURL(t), options...).ready()
 }
 
 func (r *rig) setNow(now time.Time) { r.now.Store(&now) }
@@ -193,7 +193,7 @@ func (r *rig) serve(request *http.Request) answer {
 	return parse(r.t, w.Code, w.Header(), w.Body.Bytes())
 }
 
-func parse(t *testing.T, status int, header http.Header, text []byte) answer {
+func parse(t testing.TB, status int, header http.Header, text []byte) answer {
 	t.Helper()
 	a := answer{Status: status, Header: header, text: string(text)}
 	if err := json.Unmarshal(text, &a); err != nil {
@@ -282,3 +282,5 @@ func (s *syncBuffer) String() string {
 	defer s.mu.Unlock()
 	return s.b.String()
 }
+
+func natsURL(t testing.TB) string { return natstest.Server(t).ClientURL() }
