@@ -143,11 +143,7 @@ func start(ctx context.Context, cfg *config, log *slog.Logger) (_ *bridge, err e
 	b.servers.admin = ingress.NewServer(b.admin, log)
 	go b.serve(b.servers.admin, adminListener)
 	b.servers.public = ingress.NewServer(handler, log)
-	if tlsConfig != nil {
-		b.servers.public.TLSConfig = tlsConfig
-		tlsConfig.NextProtos = []string{"h2", "http/1.1"}
-		publicListener = tls.NewListener(publicListener, tlsConfig)
-	}
+	b.servers.public.TLSConfig = tlsConfig
 	go b.serve(b.servers.public, publicListener)
 
 	var names []string
@@ -167,7 +163,11 @@ func background(f func(context.Context)) (stop func()) {
 }
 
 func (b *bridge) serve(s *http.Server, l net.Listener) {
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	serve := s.Serve
+	if s.TLSConfig != nil {
+		serve = func(l net.Listener) error { return s.ServeTLS(l, "", "") }
+	}
+	if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 		b.failed <- fmt.Errorf("serving on %s: %w", l.Addr(), err)
 	}
 }
