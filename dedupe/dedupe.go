@@ -41,8 +41,11 @@ type Result struct {
 type Deduper struct {
 	index       index
 	incarnation func(context.Context) (time.Time, error)
-	windows     Windows
-	errors      prometheus.Counter
+	// complete waits a moment until all that the stream held at the call after
+	// a sequence is indexed, and reports whether it is.
+	complete func(ctx context.Context, after uint64) bool
+	windows  Windows
+	errors   prometheus.Counter
 }
 
 // New returns a deduper over the bus's bucket.
@@ -50,6 +53,7 @@ func New(b *bus.Bus, w Windows, reg prometheus.Registerer) (*Deduper, error) {
 	d := &Deduper{
 		index:       bucket{b},
 		incarnation: b.Incarnation,
+		complete:    func(ctx context.Context, after uint64) bool { return complete(ctx, b, after) },
 		windows:     w,
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bridge_dedupe_errors_total",
@@ -74,12 +78,6 @@ func (d *Deduper) Once(ctx context.Context, e *normalize.Event, publish Publish)
 	if known := d.lookup(ctx, names); known != nil {
 		return Result{ID: known.ID, Duplicate: true}, nil
 	}
-	if e.Identity.StateKey != "" {
-		// A report of the former state must not pass for a redelivery while
-		// this one is under way.
-		token, _ := d.mark(ctx, e, false)
-		e.SetToken(token)
-	}
 	ack, err := publish(ctx, e)
 	if err != nil {
 		return Result{}, err
@@ -94,7 +92,7 @@ func (d *Deduper) Once(ctx context.Context, e *normalize.Event, publish Publish)
 		d.remember(ctx, names[1:], stored)
 	}
 	if e.Identity.StateKey != "" {
-		d.settle(ctx, reportOf(e, stored), false)
+		d.settle(ctx, reportOf(e, stored), false) // if it fails, the indexer does it
 	}
 	return result, nil
 }

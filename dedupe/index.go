@@ -24,8 +24,9 @@ type entry struct {
 
 // mark announces a report that is being published.
 type mark struct {
-	State string `json:"state"`
-	Token string `json:"token"`
+	State    string `json:"state"`
+	Token    string `json:"token"`
+	Received int64  `json:"received"` // Unix nanoseconds
 }
 
 // before reports whether e is about an earlier message than o. A stream that

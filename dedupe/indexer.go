@@ -2,8 +2,11 @@ package dedupe
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,7 +21,7 @@ import (
 // IndexerName is the durable consumer that all replicas share.
 const IndexerName = "bridge-indexer"
 
-// bucketMetadata is where the consumer keeps which bucket it has filled.
+// bucketMetadata is where the consumer keeps which bucket it fills.
 const bucketMetadata = "bridge-bucket-created"
 
 // Indexer writes the names of stored events into the bucket. Every replica
@@ -65,19 +68,27 @@ func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registe
 func (x *Indexer) Lag() Lag { return *x.lag.Load() }
 
 const (
-	indexWorkers  = 16
-	indexPending  = 1024 // messages delivered and not acknowledged
-	indexRetry    = time.Second
-	measureLagAll = 2 * time.Second
+	indexWorkers    = 16
+	indexPending    = 512 // messages delivered and not acknowledged
+	indexAckWait    = 10 * time.Second
+	indexRetry      = time.Second
+	measureLagEvery = 2 * time.Second
 )
 
-// Run indexes until ctx ends; messages begun are finished. It makes the
-// consumer where it is missing, and makes it anew, to start one dedupe window
-// ago, where the bucket is another than the consumer has filled.
+// errStale: streams or bucket have changed since the bus looked at them.
+var errStale = errors.New("dedupe: stream or bucket has changed")
+
+// Run indexes until ctx ends; messages begun are finished, those fetched are
+// given back. It makes the consumer where it is missing, and makes it anew, to
+// start one dedupe window ago, where the bucket is another than the consumer
+// has filled.
 func (x *Indexer) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { x.measureLag(ctx) })
 	for ctx.Err() == nil {
 		st := x.bus.State()
-		if !st.Ready() {
+		if st.Bucket() == nil || st.StreamCreated.IsZero() {
 			wait(ctx, st.Changed(), indexRetry)
 			continue
 		}
@@ -103,6 +114,14 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 	if err != nil {
 		return err
 	}
+	// The consumer is that of the stream as it is now; so must the state be.
+	s, err := x.bus.JetStream().Stream(ctx, x.bus.Stream())
+	if err != nil {
+		return err
+	}
+	if !s.CachedInfo().Created.Equal(st.StreamCreated) {
+		return errStale
+	}
 	messages, err := consumer.Messages(jetstream.PullMaxMessages(indexPending), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(5*time.Second))
 	if err != nil {
 		return err
@@ -115,11 +134,10 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 		select {
 		case <-ctx.Done():
 		case <-st.Changed():
+			cancel()
 		}
-		messages.Stop()
+		messages.Drain()
 	})
-	wg.Go(func() { x.measureLag(ctx, consumer) })
-
 	work := make(chan jetstream.Msg)
 	defer close(work)
 	for range indexWorkers {
@@ -131,14 +149,16 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 	}
 	for {
 		msg, err := messages.Next()
-		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
+		switch {
+		case errors.Is(err, jetstream.ErrMsgIteratorClosed):
 			return nil
-		}
-		if err != nil {
-			messages.Stop()
+		case err != nil:
 			return err
+		case ctx.Err() != nil:
+			msg.Nak() // for the next indexer, at once
+		default:
+			work <- msg
 		}
-		work <- msg
 	}
 }
 
@@ -150,8 +170,12 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 	bucket := st.BucketCreated.UTC().Format(time.RFC3339Nano)
 	c, err := js.Consumer(ctx, stream, IndexerName)
 	if err == nil {
-		if c.CachedInfo().Config.Metadata[bucketMetadata] == bucket {
+		fills := c.CachedInfo().Config.Metadata[bucketMetadata]
+		if fills == bucket {
 			return c, nil
+		}
+		if t, err := time.Parse(time.RFC3339Nano, fills); err == nil && t.After(st.BucketCreated) {
+			return nil, errStale // another replica knows a newer bucket
 		}
 		x.log.Info("the bucket is new: indexing again", "since", x.dedupe.windows.Dedupe)
 		if err := js.DeleteConsumer(ctx, stream, IndexerName); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -167,7 +191,7 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy,
 		OptStartTime:  &start,
 		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       30 * time.Second,
+		AckWait:       indexAckWait,
 		MaxDeliver:    -1,
 		MaxAckPending: indexPending,
 		HeadersOnly:   true,
@@ -200,65 +224,102 @@ func (x *Indexer) write(ctx context.Context, msg jetstream.Msg, stream int64) er
 	h := msg.Headers()
 	stored := entry{Stream: stream, Sequence: meta.Sequence.Stream, ID: h.Get(jetstream.MsgIDHeader)}
 	key, stateKey := h.Get(bus.KeyHeader), h.Get(bus.StateKeyHeader)
-	if key == "" && stateKey == "" {
-		x.unnamed.Inc()
-		return nil
-	}
+	var names []string
 	if key != "" {
-		names := []string{key}
+		names = append(names, key)
 		if aliases := h.Get(bus.AliasesHeader); aliases != "" {
 			names = append(names, strings.Split(aliases, ",")...)
 		}
-		if err := x.dedupe.remember(ctx, names, stored); err != nil {
-			return err
-		}
 	}
-	if stateKey == "" {
+	invalid := func(name string) bool { return name != "" && !digest(name) }
+	if key == "" && stateKey == "" || slices.ContainsFunc(append(names, stateKey), invalid) {
+		x.unnamed.Inc() // none of ours
 		return nil
+	}
+	if err := x.dedupe.remember(ctx, names, stored); err != nil || stateKey == "" {
+		return err
 	}
 	received, err := time.Parse(time.RFC3339Nano, h.Get("ce-recordedtime"))
 	if err != nil {
 		received = meta.Timestamp
 	}
 	stored.State, stored.Received = h.Get(bus.StateHeader), received.UnixNano()
-	var last bool
-	return x.dedupe.record(ctx, report{key: stateKey, token: h.Get(bus.TokenHeader), stored: stored}, false, &last)
+	_, err = x.dedupe.settle(ctx, report{key: stateKey, token: h.Get(bus.TokenHeader), stored: stored}, false)
+	return err
 }
 
-// measureLag keeps the lag up to date.
-func (x *Indexer) measureLag(ctx context.Context, c jetstream.Consumer) {
-	for tick := time.NewTicker(measureLagAll); ; {
-		if lag, err := x.measure(ctx, c); err == nil {
+// measureLag keeps the lag up to date, also while nothing is indexed.
+func (x *Indexer) measureLag(ctx context.Context) {
+	for ctx.Err() == nil {
+		if lag, err := x.measure(ctx); err == nil {
 			x.lag.Store(&lag)
 		}
-		select {
-		case <-ctx.Done():
-			tick.Stop()
-			return
-		case <-tick.C:
-		}
+		wait(ctx, nil, measureLagEvery)
 	}
 }
 
-func (x *Indexer) measure(ctx context.Context, c jetstream.Consumer) (Lag, error) {
-	ctx, cancel := context.WithTimeout(ctx, measureLagAll)
+func (x *Indexer) measure(ctx context.Context) (Lag, error) {
+	ctx, cancel := context.WithTimeout(ctx, measureLagEvery)
 	defer cancel()
-	info, err := c.Info(ctx)
+	js := x.bus.JetStream()
+	s, err := js.Stream(ctx, x.bus.Stream())
 	if err != nil {
 		return Lag{}, err
 	}
-	lag := Lag{Messages: info.NumPending + uint64(info.NumAckPending)}
+	lag, next := Lag{Messages: s.CachedInfo().State.Msgs}, uint64(1) // without a consumer
+	switch c, err := js.Consumer(ctx, x.bus.Stream(), IndexerName); {
+	case err == nil:
+		info := c.CachedInfo()
+		lag.Messages, next = info.NumPending+uint64(info.NumAckPending), info.AckFloor.Stream+1
+	case !errors.Is(err, jetstream.ErrConsumerNotFound):
+		return Lag{}, err
+	}
 	if lag.Messages == 0 {
 		return lag, nil
 	}
-	s, err := x.bus.JetStream().Stream(ctx, x.bus.Stream())
-	if err != nil {
-		return Lag{}, err
-	}
-	oldest, err := s.GetMsg(ctx, info.AckFloor.Stream+1, jetstream.WithGetMsgSubject(">"))
+	oldest, err := s.GetMsg(ctx, next, jetstream.WithGetMsgSubject(">"))
 	if err != nil {
 		return Lag{}, err
 	}
 	lag.Oldest = max(0, time.Since(oldest.Time))
 	return lag, nil
+}
+
+// completeTimeout is how long a request waits for the index to catch up, which
+// as a rule takes milliseconds, before it counts as incomplete.
+const completeTimeout = time.Second
+
+// complete waits until all that the stream holds now after a sequence is
+// indexed.
+func complete(ctx context.Context, b *bus.Bus, after uint64) bool {
+	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
+	defer cancel()
+	s, err := b.JetStream().Stream(ctx, b.Stream())
+	if err != nil {
+		return false
+	}
+	last := s.CachedInfo().State.LastSeq
+	if last <= after {
+		return true
+	}
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		c, err := b.JetStream().Consumer(ctx, b.Stream(), IndexerName)
+		if err != nil {
+			return false
+		}
+		if info := c.CachedInfo(); info.AckFloor.Stream >= last || info.NumPending == 0 && info.NumAckPending == 0 {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
+	}
+}
+
+// digest reports whether a name has the form of normalize.Digest.
+func digest(name string) bool {
+	b, err := hex.DecodeString(name)
+	return err == nil && len(b) == sha256.Size
 }

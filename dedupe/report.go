@@ -26,12 +26,22 @@ func reportOf(e *normalize.Event, stored entry) report {
 // The entry of its key holds the report stored last and, while one is being
 // published, a mark with its state and a random token, which is part of the
 // message id. Copies of a report that is under way use its token, so that the
-// stream lets one in. A report of another state puts its own mark in the
-// place, after which the former state counts as new again. What is concluded
-// from an entry holds only if the entry can be written at the revision read.
+// stream lets one in; a report of another state puts its own mark in the place.
+//
+// A report is a copy of the one that the entry names as the last only if the
+// index is complete, so that no other has come between, and if the entry can
+// then be written at the revision read, since the read may have come from a
+// replica that is behind. In doubt it is stored.
 func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Publish) (Result, error) {
+	asked, isComplete := false, false
+	complete := func(after uint64) bool { // asked once, after this delivery began
+		if !asked {
+			asked, isComplete = true, d.complete(ctx, after)
+		}
+		return isComplete
+	}
 	for {
-		token, known := d.mark(ctx, e, true)
+		token, known := d.mark(ctx, e, complete)
 		if known != nil {
 			return Result{ID: known.ID, Duplicate: true}, nil
 		}
@@ -42,13 +52,13 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 		}
 		result := Result{ID: e.CloudEvent.ID(), Duplicate: ack.Duplicate}
 		created, err := d.incarnation(ctx)
-		var last bool
+		last := false
 		if err == nil {
 			stored := entry{Stream: created.UnixNano(), Sequence: ack.Sequence, ID: result.ID}
-			last = d.settle(ctx, reportOf(e, stored), ack.Duplicate)
+			confirm := ack.Duplicate && complete(ack.Sequence)
+			last, err = d.settle(ctx, reportOf(e, stored), confirm)
+			last = last && confirm && err == nil
 		}
-		// A copy of a report that is no longer the last one may be a real
-		// second occurrence: begin again.
 		if !ack.Duplicate || last {
 			return result, nil
 		}
@@ -58,30 +68,27 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 	}
 }
 
-// mark announces the event's state and returns the token to publish it with;
-// if judge is set and the report stored last says the same and is recent, it
-// returns that report instead. A bucket that cannot be read or written leaves
-// a fresh token.
-func (d *Deduper) mark(ctx context.Context, e *normalize.Event, judge bool) (token string, known *entry) {
+// mark announces the event's state and returns the token to publish it with,
+// or the report stored last, of which the event is a copy. A bucket that cannot
+// be read or written leaves a fresh token.
+func (d *Deduper) mark(ctx context.Context, e *normalize.Event, complete func(after uint64) bool) (token string, known *entry) {
 	fresh := rand.Text()
 	window := d.windows.State
 	if e.Identity.Transition {
 		window = d.windows.Dedupe
 	}
+	recent := func(received int64) bool { return e.Received.Sub(time.Unix(0, received)).Abs() < window }
 	err := d.change(ctx, e.Identity.StateKey, func(last *entry) bool {
 		token, known = fresh, nil
-		switch {
-		case last.Mark != nil && last.Mark.State == e.Identity.State:
-			token = last.Mark.Token
-		case judge && last.Mark == nil && last.State == e.Identity.State &&
-			e.Received.Sub(time.Unix(0, last.Received)).Abs() < window:
+		switch m := last.Mark; {
+		case m != nil && m.State == e.Identity.State && recent(m.Received):
+			token = m.Token
+		case m == nil && last.State == e.Identity.State && recent(last.Received) && complete(last.Sequence):
 			stored := *last
 			known = &stored
 		default:
-			last.Mark = &mark{State: e.Identity.State, Token: token}
+			last.Mark = &mark{State: e.Identity.State, Token: fresh, Received: e.Received.UnixNano()}
 		}
-		// In the first two cases the entry is written back as it is: the read
-		// may have come from a replica that is behind.
 		return true
 	})
 	if err != nil {
@@ -91,14 +98,10 @@ func (d *Deduper) mark(ctx context.Context, e *normalize.Event, judge bool) (tok
 }
 
 // settle records a stored report, unless a later one is recorded, and removes
-// its mark. With confirm it writes in any case; it reports whether the entry
-// written names the report as the last one.
-func (d *Deduper) settle(ctx context.Context, r report, confirm bool) (last bool) {
-	return d.record(ctx, r, confirm, &last) == nil && last
-}
-
-func (d *Deduper) record(ctx context.Context, r report, confirm bool, last *bool) error {
-	return d.change(ctx, r.key, func(e *entry) bool {
+// its mark. It reports whether the entry names the report as the last one; that
+// holds only if it was written, which confirm demands in any case.
+func (d *Deduper) settle(ctx context.Context, r report, confirm bool) (last bool, err error) {
+	err = d.change(ctx, r.key, func(e *entry) bool {
 		changed := confirm
 		if e.before(r.stored) {
 			stored := r.stored
@@ -110,9 +113,10 @@ func (d *Deduper) record(ctx context.Context, r report, confirm bool, last *bool
 			e.Mark = nil
 			changed = true
 		}
-		*last = e.Stream == r.stored.Stream && e.Sequence == r.stored.Sequence
+		last = e.Stream == r.stored.Stream && e.Sequence == r.stored.Sequence
 		return changed
 	})
+	return last, err
 }
 
 // changeTimeout bounds the attempts to change an entry that others change too.

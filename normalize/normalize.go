@@ -46,19 +46,19 @@ type Event struct {
 	Kind     string
 	Identity Identity
 	// Token tells one publication of a state report from another of the same
-	// state; only an event whose Identity has a state has one.
+	// state; an event that is named has none.
 	Token    string
 	Received time.Time
 }
 
-// SetToken fixes the token of an event whose identity has a state and, if it
-// is judged by that state, the CloudEvents id. It is called before the first
-// attempt to publish and never after.
+// SetToken fixes the token of a state report and with it the CloudEvents id,
+// under which the report is published from then on. A named event keeps its id.
 func (e *Event) SetToken(token string) {
-	e.Token = token
-	if e.Identity.Judged() {
-		e.CloudEvent.SetID(Digest("msg", e.Provider, e.Identity.StateKey, e.Identity.State, token))
+	if !e.Identity.Judged() {
+		return
 	}
+	e.Token = token
+	e.CloudEvent.SetID(Digest("msg", e.Provider, e.Identity.StateKey, e.Identity.State, token))
 }
 
 // Subject returns the NATS subject of the event below prefix.

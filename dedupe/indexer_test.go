@@ -1,0 +1,264 @@
+package dedupe_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/dedupe"
+	"github.com/hookbus/bridge/internal/natstest"
+)
+
+func TestIndexerCatchesUp(t *testing.T) {
+	t.Parallel()
+	cfg := external(natstest.Server(t))
+	cfg.DuplicateWindow = shortly
+	b := start(t, cfg)
+	stop := b.index()
+	first := b.stores(screening("first"))
+	b.indexed()
+	stop()
+	ids := make(map[body]string)
+	for n := range 100 {
+		body := transfer(fmt.Sprintf("we-%d", n), "2026-07-01T10:00:00.000Z", "", fmt.Sprintf("t-%d", n))
+		ids[body] = b.stores(body)
+	}
+	b.forget()
+	b.index()
+	b.indexed()
+	b.knows(screening("first"), first)
+	for body, id := range ids {
+		b.wantNames(body, id)
+		b.knows(body, id)
+	}
+	if n := b.metric("bridge_dedupe_errors_total"); n != 0 {
+		t.Errorf("%v reads or writes of the bucket failed", n)
+	}
+}
+
+// Others may publish to the stream; what has no names has nothing to index.
+func TestIndexerPassesOverUnnamedMessages(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	b.index()
+	for range 3 {
+		if _, err := b.js.Publish(t.Context(), "webhooks.foreign.event", []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	id := b.stores(screening("1"))
+	b.indexed()
+	b.wantNames(screening("1"), id)
+	if got := b.metric("bridge_index_unnamed_total"); got != 3 {
+		t.Errorf("bridge_index_unnamed_total is %v, want 3", got)
+	}
+}
+
+// A name that the bucket cannot hold never will: trying again for ever would
+// keep the lag up, and a thousand of them would stop the indexer.
+func TestIndexerPassesOverInvalidNames(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	b.index()
+	for _, header := range []nats.Header{
+		{bus.KeyHeader: {"not a key"}},
+		{bus.KeyHeader: {"1"}, bus.AliasesHeader: {"2,,3"}},
+		{bus.StateKeyHeader: {"*"}, bus.StateHeader: {"1"}},
+	} {
+		if _, err := b.js.PublishMsg(t.Context(), &nats.Msg{Subject: "webhooks.foreign.event", Header: header}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.stores(screening("1"))
+	natstest.Eventually(t, 5*time.Second, "all is indexed", func() bool {
+		c := b.consumer()
+		return c != nil && c.NumPending == 0 && c.NumAckPending == 0
+	})
+}
+
+// The bucket takes nothing, so that what is stored waits for the indexer.
+func TestLagRisesAndFalls(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	b.index()
+	b.stores(screening("0"))
+	b.indexed()
+	b.stopBus()
+	b.deleteStream(bucketStream)
+	for n := range 5 {
+		b.stores(screening(fmt.Sprint(n + 1)))
+	}
+	b.eventually("the lag is 5 messages", func() bool { return b.metric("bridge_index_lag_messages") == 5 })
+	if got := b.metric("bridge_index_lag_seconds"); got <= 0 || got > time.Since(b.begun).Seconds() {
+		t.Errorf("bridge_index_lag_seconds is %v, %v after the first event", got, time.Since(b.begun))
+	}
+
+	b.runBus()
+	b.eventually("nothing lags behind", func() bool {
+		return b.metric("bridge_index_lag_messages") == 0 && b.metric("bridge_index_lag_seconds") == 0
+	})
+	if got, want := b.indexer.Lag(), (dedupe.Lag{}); got != want {
+		t.Errorf("Lag: got %+v, want %+v", got, want)
+	}
+}
+
+// Someone has taken the stream's only consumer: nothing is indexed, and the
+// gauges must say so.
+func TestLagShowsThatThereIsNoConsumer(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	b.deleteStream("WEBHOOKS")
+	if _, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "WEBHOOKS", Subjects: []string{"webhooks.>"}, Discard: jetstream.DiscardNew, MaxConsumers: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.js.CreateConsumer(t.Context(), "WEBHOOKS", jetstream.ConsumerConfig{Durable: "other"}); err != nil {
+		t.Fatal(err)
+	}
+	b.index()
+	b.stores(screening("1"))
+	natstest.Eventually(t, 4*time.Second, "bridge_index_lag_messages says that the event is not indexed", func() bool {
+		return b.metric("bridge_index_lag_messages") == 1
+	})
+}
+
+// The bucket is somebody else's and missing: events are stored and not indexed,
+// and the gauges must say so.
+func TestLagShowsThatThereIsNoBucket(t *testing.T) {
+	t.Parallel()
+	b := startUnmanaged(t)
+	b.index()
+	b.stores(screening("1"))
+	b.indexed()
+	b.deleteStream(bucketStream)
+	b.bus.Wake()
+	b.eventually("the bus has seen it", func() bool { return !b.bus.State().Ready() })
+	for n := range 3 {
+		b.stores(screening(fmt.Sprint(n + 2)))
+	}
+	natstest.Eventually(t, 4*time.Second, "bridge_index_lag_messages says that 3 events are not indexed", func() bool {
+		return b.metric("bridge_index_lag_messages") == 3
+	})
+}
+
+// What is the matter with the quarantine is no matter of the index.
+func TestIndexerNeedsNoQuarantine(t *testing.T) {
+	t.Parallel()
+	b := startUnmanaged(t)
+	b.deleteStream("WEBHOOKS_QUARANTINE")
+	b.bus.Wake()
+	b.eventually("the bus has seen it", func() bool { return !b.bus.State().Ready() })
+	b.index()
+	b.stores(screening("1"))
+	natstest.Eventually(t, 4*time.Second, "all is indexed", func() bool {
+		c := b.consumer()
+		return c != nil && c.NumPending == 0 && c.NumAckPending == 0
+	})
+}
+
+func TestDeletedConsumerIsRecreated(t *testing.T) {
+	t.Parallel()
+	cfg := external(natstest.Server(t))
+	cfg.DuplicateWindow = shortly
+	b := start(t, cfg)
+	b.index()
+	first := b.stores(screening("1"))
+	b.indexed()
+	if err := b.js.DeleteConsumer(t.Context(), cfg.Stream, dedupe.IndexerName); err != nil {
+		t.Fatal(err)
+	}
+	second := b.stores(screening("2"))
+	b.indexed()
+	b.forget()
+	b.wantNames(screening("1"), first)
+	b.wantNames(screening("2"), second)
+	b.knows(screening("2"), second)
+}
+
+// Run ends at once, and whatever it has written it has acknowledged too.
+func TestIndexerStopsPromptly(t *testing.T) {
+	t.Parallel()
+	const events = 500
+	b := start(t, external(natstest.Server(t)))
+	for n := range events {
+		b.stores(screening(fmt.Sprint(n)))
+	}
+	indexed := func() uint64 {
+		s, err := b.js.Stream(t.Context(), bucketStream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.CachedInfo().State.Msgs
+	}
+	stop := b.index()
+	b.eventually("the indexer is at work", func() bool { return indexed() > 0 })
+	begun := time.Now()
+	stop()
+	if took := time.Since(begun); took > time.Second {
+		t.Errorf("it took %v to stop", took)
+	}
+	names := indexed()
+	t.Logf("stopped at %d of %d", names, events)
+	b.eventually("every message that was written is acknowledged", func() bool {
+		c := b.consumer()
+		return c.NumPending+uint64(c.NumAckPending) == events-names
+	})
+	if again := indexed(); again != names {
+		t.Errorf("%d names were written after Run had returned", again-names)
+	}
+}
+
+// What was fetched and not begun when an indexer stops is for the next one.
+func TestIndexerTakesOverAtOnce(t *testing.T) {
+	t.Parallel()
+	const events = 500
+	b := start(t, external(natstest.Server(t)))
+	for n := range events {
+		b.stores(screening(fmt.Sprint(n)))
+	}
+	stop := b.index()
+	b.eventually("the indexer is at work", func() bool {
+		c := b.consumer()
+		return c != nil && c.AckFloor.Consumer > 0
+	})
+	stop()
+	b.index()
+	natstest.Eventually(t, 5*time.Second, "the next indexer has done the rest", func() bool {
+		c := b.consumer()
+		return c.NumPending == 0 && c.NumAckPending == 0
+	})
+}
+
+// An index is filled from one dedupe window ago.
+func TestIndexerStartsOneWindowAgo(t *testing.T) {
+	t.Parallel()
+	t.Run("consumer", func(t *testing.T) {
+		b := start(t, external(natstest.Server(t)))
+		before := time.Now()
+		b.index()
+		b.eventually("the consumer is there", func() bool { return b.consumer() != nil })
+		got := b.consumer().Config.OptStartTime
+		if got == nil || got.Before(before.Add(-windows.Dedupe)) || got.After(time.Now().Add(-windows.Dedupe)) {
+			t.Errorf("it starts at %v, want %v before %v", got, windows.Dedupe, before)
+		}
+	})
+	t.Run("older message", func(t *testing.T) {
+		w := windows
+		w.Dedupe = 300 * time.Millisecond
+		b := startWith(t, external(natstest.Server(t)), w)
+		b.stores(screening("old"))
+		stored := time.Now()
+		b.eventually("the event is older than the window", func() bool { return time.Since(stored) > w.Dedupe })
+		b.index()
+		b.eventually("the consumer is there", func() bool { return b.consumer() != nil })
+		id := b.stores(screening("new"))
+		b.indexed()
+		b.wantNames(screening("new"), id)
+		if got := b.entry(b.event(screening("old")).Identity.Key); got.Sequence != 0 {
+			t.Errorf("an event older than the window is indexed: %+v", got)
+		}
+	})
+}

@@ -1,0 +1,156 @@
+package dedupe_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/natstest"
+	"github.com/hookbus/bridge/normalize"
+)
+
+func TestStateReports(t *testing.T) {
+	const (
+		approved = "AUTO_APPROVED"
+		rejected = "MANUALLY_REJECTED"
+	)
+	type step struct {
+		body      body
+		at        time.Duration // of receipt, after the first one's
+		duplicate bool
+		others    bool // events of other things were stored since
+	}
+	tests := []struct {
+		name  string
+		steps func(id string) []step
+	}{
+		{"the same twice", func(id string) []step {
+			return []step{{body: flag(id, true)}, {body: flag(id, true), at: time.Second, duplicate: true}}
+		}},
+		{"there and back", func(id string) []step {
+			return []step{
+				{body: flag(id, true)}, {body: flag(id, false)}, {body: flag(id, true)},
+				{body: flag(id, true), duplicate: true}, {body: flag(id, false)}, {body: flag(id, false), duplicate: true},
+			}
+		}},
+		{"back in a report with a requestId", func(id string) []step {
+			return []step{
+				{body: flag(id, true)}, {body: flagOfRequest("r-"+id, id, false)}, {body: flag(id, true)},
+				// The one with a name is known however often the state has changed.
+				{body: flagOfRequest("r-"+id, id, false), duplicate: true}, {body: flag(id, true), duplicate: true},
+			}
+		}},
+		{"there in a report with a requestId", func(id string) []step {
+			return []step{
+				{body: flagOfRequest("r-"+id, id, true)}, {body: flag(id, false)}, {body: flagOfRequest("s-"+id, id, true)}, {body: flag(id, false)},
+			}
+		}},
+		{"one thing says nothing about another", func(id string) []step {
+			return []step{
+				{body: flag(id, true)}, {body: flag("other-"+id, false)}, {body: flag(id, true), duplicate: true, others: true},
+				{body: session(id, approved)}, {body: session("other-"+id, rejected)}, {body: session(id, approved), duplicate: true, others: true},
+			}
+		}},
+		{"the same after the state window", func(id string) []step {
+			return []step{
+				{body: flag(id, true)}, {body: flag(id, true), at: windows.State - time.Second, duplicate: true},
+				{body: flag(id, true), at: windows.State}, {body: flag(id, true), at: windows.State + time.Minute, duplicate: true},
+			}
+		}},
+		{"a clock that is an hour ahead", func(id string) []step {
+			return []step{{body: flag(id, true)}, {body: flag(id, true), at: time.Hour}}
+		}},
+		{"a clock that is an hour behind", func(id string) []step {
+			return []step{{body: flag(id, true)}, {body: flag(id, true), at: -time.Hour}}
+		}},
+		{"a clock that is an hour behind, between two states", func(id string) []step {
+			return []step{{body: flag(id, true)}, {body: flag(id, false), at: -time.Hour}, {body: flag(id, true)}}
+		}},
+		{"a transition twice, hours apart", func(id string) []step {
+			return []step{{body: session(id, approved)}, {body: session(id, approved), at: 30 * time.Hour, duplicate: true}}
+		}},
+		{"a transition twice, the dedupe window apart", func(id string) []step {
+			return []step{{body: session(id, approved)}, {body: session(id, approved), at: windows.Dedupe}}
+		}},
+		{"a session that goes back", func(id string) []step {
+			return []step{
+				{body: session(id, approved)}, {body: session(id, rejected), at: time.Second},
+				{body: session(id, approved), at: 2 * time.Second}, {body: session(id, approved), at: time.Hour, duplicate: true},
+			}
+		}},
+	}
+	play := func(t *testing.T, b *bridge, indexing bool, settled func()) {
+		for _, test := range tests {
+			t.Run(test.name, func(t *testing.T) {
+				b := b.in(t)
+				before, stored := b.stored(), 0
+				seen := make(map[string]bool)
+				last := make(map[string]string) // id stored last, by body
+				for i, s := range test.steps(slug(t)) {
+					if s.others && !indexing {
+						s.duplicate = false // what was stored in between might be about it
+					}
+					r := b.once(b.eventAt(s.body, s.at))
+					switch {
+					case r.Duplicate != s.duplicate:
+						t.Fatalf("step %d: %s: duplicate %v, want %v", i+1, s.body.text, r.Duplicate, s.duplicate)
+					case r.Duplicate && r.ID != last[s.body.text]:
+						t.Errorf("step %d: the id %s is not that of the event stored before, %s", i+1, r.ID, last[s.body.text])
+					case !r.Duplicate && seen[r.ID]:
+						t.Errorf("step %d: the id %s was there before", i+1, r.ID)
+					}
+					if !r.Duplicate {
+						stored++
+						seen[r.ID], last[s.body.text] = true, r.ID
+					}
+					settled()
+				}
+				b.wantStored(before + stored)
+			})
+		}
+	}
+	t.Run("without an indexer", func(t *testing.T) {
+		t.Parallel()
+		play(t, start(t, external(natstest.Server(t))), false, func() {})
+	})
+	t.Run("indexed after each", func(t *testing.T) {
+		t.Parallel()
+		cfg := external(natstest.Server(t))
+		cfg.DuplicateWindow = shortly // the index alone
+		b := start(t, cfg)
+		b.index()
+		play(t, b, true, b.indexed)
+	})
+}
+
+// No mark stays behind a report that went through.
+func TestReportsLeaveNoMark(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	for _, body := range []body{flag("c-1", true), flagOfRequest("r-1", "c-1", false), flag("c-1", true), flag("c-1", true)} {
+		r := b.once(b.event(body))
+		if got := b.entry(b.event(body).Identity.StateKey); got.Mark != nil || got.ID != r.ID {
+			t.Errorf("after %s: got %+v, want id %s and no mark", body.text, got, r.ID)
+		}
+	}
+}
+
+// A process stores "true" and crashes. While a copy is on its way, "false" is
+// stored: the copy may as well be a second "true", so it is stored too.
+func TestCopyThatWasOvertakenIsStored(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	first := crashAfterPublish(b, flag("c-1", true))
+	overtake := sync.OnceFunc(func() { b.stores(flag("c-1", false)) })
+	r, err := b.dedupe.Once(t.Context(), b.event(flag("c-1", true)), func(ctx context.Context, e *normalize.Event) (bus.Ack, error) {
+		overtake()
+		return b.bus.Publish(ctx, e)
+	})
+	if err != nil || r.Duplicate || r.ID == first {
+		t.Errorf("got %+v, %v; want it stored, with another id than %s", r, err, first)
+	}
+	b.wantStored(3)
+	b.knows(flag("c-1", true), r.ID)
+}
