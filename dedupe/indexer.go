@@ -72,6 +72,7 @@ const (
 	indexPending    = 512 // messages delivered and not acknowledged
 	indexAckWait    = 10 * time.Second
 	indexRetry      = time.Second
+	drainTimeout    = time.Second
 	measureLagEvery = 2 * time.Second
 )
 
@@ -126,17 +127,26 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 	if err != nil {
 		return err
 	}
+	next, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
 	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
+	defer close(ended)
 	wg.Go(func() {
 		select {
+		case <-ended:
+			messages.Stop()
+			return
 		case <-ctx.Done():
 		case <-st.Changed():
 			cancel()
 		}
-		messages.Drain()
+		messages.Drain() // what was fetched still comes; not without a connection
+		wait(context.Background(), ended, drainTimeout)
+		giveUp()
 	})
 	work := make(chan jetstream.Msg)
 	defer close(work)
@@ -148,9 +158,9 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 		})
 	}
 	for {
-		msg, err := messages.Next()
+		msg, err := messages.Next(jetstream.NextContext(next))
 		switch {
-		case errors.Is(err, jetstream.ErrMsgIteratorClosed):
+		case errors.Is(err, jetstream.ErrMsgIteratorClosed), errors.Is(err, context.Canceled):
 			return nil
 		case err != nil:
 			return err
