@@ -127,10 +127,8 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	if err != nil {
 		return nil, err
 	}
-	for i, server := range strings.Split(cfg.URL, ",") {
-		if _, err := url.Parse(strings.TrimSpace(server)); err != nil { // its text may hold a password
-			return nil, fmt.Errorf("BRIDGE_NATS_URL: item %d is not a URL", i+1)
-		}
+	if _, err := RedactURL(cfg.URL); err != nil {
+		return nil, err
 	}
 	if b.nc, err = nats.Connect(cfg.URL, options...); err != nil {
 		return nil, fmt.Errorf("connecting to NATS: %w", err)
@@ -168,17 +166,25 @@ func (b *Bus) options() ([]nats.Option, error) {
 			b.Wake()
 		}),
 		nats.ConnectHandler(func(nc *nats.Conn) {
-			b.log.Info("connected to NATS", "server", nc.ConnectedUrlRedacted())
+			b.log.Info("connected to NATS", "server", b.serverName(nc))
 			b.Wake()
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			b.log.Info("reconnected to NATS", "server", nc.ConnectedUrlRedacted())
+			b.log.Info("reconnected to NATS", "server", b.serverName(nc))
 			b.Wake()
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			b.log.Warn("NATS client error", "error", err)
 		}),
 	), nil
+}
+
+// serverName says which server the connection has, for the log.
+func (b *Bus) serverName(nc *nats.Conn) string {
+	if b.server != nil {
+		return "embedded"
+	}
+	return nc.ConnectedUrlRedacted()
 }
 
 // ClientOptions returns the options by which any client connects as cfg says:
@@ -213,6 +219,24 @@ func ClientOptions(cfg Config) ([]nats.Option, error) {
 	add("NATS_TLS_CA_FILE", cfg.TLSCA, func() nats.Option { return nats.RootCAs(cfg.TLSCA) })
 	add("NATS_TLS_CERT_FILE", cfg.TLSCertFile, func() nats.Option { return nats.ClientCert(cfg.TLSCertFile, cfg.TLSKeyFile) })
 	return options, nil
+}
+
+// RedactURL returns a comma-separated list of NATS URLs without passwords. The
+// error names the item that is none, and not its text.
+func RedactURL(list string) (string, error) {
+	servers := strings.Split(list, ",")
+	for i, server := range servers {
+		server = strings.TrimSpace(server)
+		if !strings.Contains(server, "://") {
+			server = "nats://" + server
+		}
+		u, err := url.Parse(server)
+		if err != nil {
+			return "", fmt.Errorf("BRIDGE_NATS_URL: item %d is not a URL", i+1)
+		}
+		servers[i] = u.Redacted()
+	}
+	return strings.Join(servers, ","), nil
 }
 
 // JetStream returns the connection's JetStream context.

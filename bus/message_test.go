@@ -157,7 +157,6 @@ webhooks.waldo.evaluation.fraud.initiated
 Bridge-Key: {key}
 Bridge-State-Key: {state key}
 Bridge-State: {state}
-Bridge-Token: TOKEN
 Nats-Expected-Stream: WEBHOOKS
 Nats-Msg-Id: {id}
 ce-datacontenttype: application/json

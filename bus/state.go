@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -123,8 +124,8 @@ func same(a, b *State) bool {
 		a.StreamCreated.Equal(b.StreamCreated) && a.BucketCreated.Equal(b.BucketCreated)
 }
 
-// Incarnation returns when the stream of events was created, as it was at
-// most a second ago: what was recorded of an earlier stream of that name is
+// Incarnation returns when the stream of events was created, as it was when
+// last heard of, at most a second ago if the server answers: what was recorded of an earlier stream of that name is
 // not in this one. The error is that of asking the server.
 func (b *Bus) Incarnation(ctx context.Context) (time.Time, error) {
 	in := &b.incarnation
@@ -138,10 +139,14 @@ func (b *Bus) Incarnation(ctx context.Context) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), incarnationTimeout)
 	defer cancel()
 	s, err := b.js.Stream(ctx, b.cfg.Stream)
-	in.asked, in.err = time.Now(), err
+	in.asked, in.err = time.Now(), nil
 	if err != nil {
 		b.Wake()
-		return time.Time{}, err
+		if !in.created.IsZero() && !errors.Is(err, jetstream.ErrStreamNotFound) {
+			return in.created, nil // no answer is no news
+		}
+		in.created, in.err = time.Time{}, err
+		return in.created, in.err
 	}
 	if created := s.CachedInfo().Created; !created.Equal(in.created) {
 		in.created = created
@@ -152,15 +157,17 @@ func (b *Bus) Incarnation(ctx context.Context) (time.Time, error) {
 
 // check brings streams and bucket into being, if it may, and looks at them.
 func (b *Bus) check(ctx context.Context) *State {
-	st := &State{refused: maps.Clone(b.state.Load().refused)}
-	if !b.nc.IsConnected() {
+	old := b.state.Load()
+	if !b.nc.IsConnected() { // nothing else is known to have changed
 		reason := "not connected to NATS"
 		if err := b.nc.LastError(); err != nil {
 			reason += ": " + err.Error()
 		}
-		st.Problems = []string{reason}
-		return st
+		offline := *old
+		offline.Problems = []string{reason}
+		return &offline
 	}
+	st := &State{refused: maps.Clone(old.refused)}
 	if got := b.nc.MaxPayload(); got < b.cfg.MaxBody {
 		st.warn("the NATS server takes messages of %d bytes at most: of a larger body only a digest is quarantined; raise its max_payload above BRIDGE_MAX_BODY_BYTES (%d)", got, b.cfg.MaxBody)
 	}
@@ -169,6 +176,12 @@ func (b *Bus) check(ctx context.Context) *State {
 		st.Durability = b.durability(stream.Config)
 		if stream.Config.Replicas < 2 && b.server == nil {
 			st.warn("stream %s: %s", b.cfg.Stream, st.Durability)
+		}
+		if got := stream.Config.MaxAge; got != 0 && got < b.cfg.DedupeWindow {
+			st.warn("stream %s: it keeps events for %v, less than the dedupe window of %v; set BRIDGE_STREAM_MAX_AGE to change it", b.cfg.Stream, got, b.cfg.DedupeWindow)
+		}
+		if got := stream.Config.MaxMsgSize; got >= 0 && int64(got) < b.cfg.MaxBody {
+			st.warn("stream %s: its max_msg_size is %d: larger events go to the quarantine", b.cfg.Stream, got)
 		}
 		if got := stream.Config.Duplicates; got < b.cfg.DuplicateWindow {
 			st.warn("stream %s: its duplicate window is %v, less than the %v asked for; set BRIDGE_DUPLICATE_WINDOW to change it", b.cfg.Stream, got, b.cfg.DuplicateWindow)

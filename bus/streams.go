@@ -133,6 +133,9 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.Strea
 		}
 	}
 	if err != nil {
+		if n := want.config.MaxBytes; n > 0 {
+			err = fmt.Errorf("%w (it is to hold %d bytes)", err, n)
+		}
 		return fail(err)
 	}
 	if !b.cfg.Manage || len(want.explicit) == 0 {

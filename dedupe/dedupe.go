@@ -45,6 +45,7 @@ type Deduper struct {
 	// a sequence is indexed, and reports whether it is.
 	complete func(ctx context.Context, after uint64) bool
 	windows  Windows
+	reports  keyedLock
 	errors   prometheus.Counter
 }
 

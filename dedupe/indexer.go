@@ -69,8 +69,8 @@ func (x *Indexer) Lag() Lag { return *x.lag.Load() }
 
 const (
 	indexWorkers    = 16
-	indexPending    = 512 // messages delivered and not acknowledged
-	indexAckWait    = 10 * time.Second
+	indexPending    = 128 // messages delivered and not acknowledged
+	indexAckWait    = 3 * time.Second
 	indexRetry      = time.Second
 	drainTimeout    = time.Second
 	measureLagEvery = 2 * time.Second
@@ -223,7 +223,11 @@ func (x *Indexer) handle(msg jetstream.Msg, st *bus.State) {
 		msg.NakWithDelay(indexRetry)
 		return
 	}
-	msg.Ack()
+	// An acknowledgement that cannot be sent would be waited for; after that
+	// wait the message comes again anyway.
+	for deadline := time.Now().Add(indexAckWait); msg.Ack() != nil && time.Now().Before(deadline); {
+		wait(ctx, nil, 20*time.Millisecond)
+	}
 }
 
 func (x *Indexer) write(ctx context.Context, msg jetstream.Msg, stream int64) error {
@@ -296,8 +300,9 @@ func (x *Indexer) measure(ctx context.Context) (Lag, error) {
 }
 
 // completeTimeout is how long a request waits for the index to catch up, which
-// as a rule takes milliseconds, before it counts as incomplete.
-const completeTimeout = time.Second
+// as a rule takes milliseconds, before it counts as incomplete. A message whose
+// acknowledgement was lost comes again within it.
+const completeTimeout = indexAckWait + 500*time.Millisecond
 
 // complete waits until all that the stream holds now after a sequence is
 // indexed.

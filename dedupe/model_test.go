@@ -147,12 +147,14 @@ func runSchedule(t *testing.T, seed uint64, broken breakage) *world {
 }
 
 func (w *world) play() {
-	d := &Deduper{
-		index:       modelIndex{w},
-		incarnation: func(context.Context) (time.Time, error) { return time.Unix(1, 0), nil },
-		complete:    w.complete,
-		windows:     Windows{State: time.Hour, Dedupe: 2 * time.Hour},
-		errors:      prometheus.NewCounter(prometheus.CounterOpts{Name: "errors"}),
+	process := func() *Deduper { // each delivery is in a process of its own
+		return &Deduper{
+			index:       modelIndex{w},
+			incarnation: func(context.Context) (time.Time, error) { return time.Unix(1, 0), nil },
+			complete:    w.complete,
+			windows:     Windows{State: time.Hour, Dedupe: 2 * time.Hour},
+			errors:      prometheus.NewCounter(prometheus.CounterOpts{Name: "errors"}),
+		}
 	}
 	w.named = w.rng.IntN(8)
 	var queue []int // occurrences to deliver
@@ -202,10 +204,10 @@ func (w *world) play() {
 			a.waiting = false
 			a.grant <- f
 		case pick == len(live) && len(queue) > 0:
-			w.begin(queue[0], "delivery", true, w.delivering(d, queue[0]))
+			w.begin(queue[0], "delivery", true, w.delivering(process(), queue[0]))
 			queue = queue[1:]
 		case len(unindexed) > 0:
-			w.begin(unindexed[0], "indexer", false, w.indexing(d, w.stream[unindexed[0]]))
+			w.begin(unindexed[0], "indexer", false, w.indexing(process(), w.stream[unindexed[0]]))
 			unindexed = unindexed[1:]
 		case len(live) == 0 && len(queue) == 0:
 			return

@@ -33,6 +33,13 @@ func reportOf(e *normalize.Event, stored entry) report {
 // then be written at the revision read, since the read may have come from a
 // replica that is behind. In doubt it is stored.
 func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Publish) (Result, error) {
+	// One at a time in this process: a thousand copies that wait for each other
+	// take less time than a thousand that write over each other.
+	unlock, err := d.reports.lock(ctx, e.Identity.StateKey)
+	if err != nil {
+		return Result{}, err
+	}
+	defer unlock()
 	asked, isComplete := false, false
 	complete := func(after uint64) bool { // asked once, after this delivery began
 		if !asked {
@@ -120,7 +127,7 @@ func (d *Deduper) settle(ctx context.Context, r report, confirm bool) (last bool
 }
 
 // changeTimeout bounds the attempts to change an entry that others change too.
-const changeTimeout = 2 * time.Second
+const changeTimeout = completeTimeout + 500*time.Millisecond
 
 // change reads an entry, has it edited and writes it, until no other write came
 // between or edit returns false, which leaves the entry as it is.

@@ -141,9 +141,10 @@ func TestReportsLeaveNoMark(t *testing.T) {
 // stored: the copy may as well be a second "true", so it is stored too.
 func TestCopyThatWasOvertakenIsStored(t *testing.T) {
 	t.Parallel()
-	b := start(t, external(natstest.Server(t)))
+	server := natstest.Server(t)
+	b, other := start(t, external(server)), start(t, external(server))
 	first := crashAfterPublish(b, flag("c-1", true))
-	overtake := sync.OnceFunc(func() { b.stores(flag("c-1", false)) })
+	overtake := sync.OnceFunc(func() { other.stores(flag("c-1", false)) })
 	r, err := b.dedupe.Once(t.Context(), b.event(flag("c-1", true)), func(ctx context.Context, e *normalize.Event) (bus.Ack, error) {
 		overtake()
 		return b.bus.Publish(ctx, e)

@@ -55,11 +55,12 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, deadline time
 		}()
 	}
 	grow := func(to int64) bool {
-		if !bytes.take(to - held) {
+		if !bytes.take(to) { // both are there while one is copied into the other
 			return false
 		}
-		held = to
 		body = append(make([]byte, 0, to), body...)
+		bytes.give(held)
+		held = to
 		return true
 	}
 	most := limit + 1

@@ -6,9 +6,11 @@ package ingress
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -104,13 +106,17 @@ func NewServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second, // the handler's own deadline for the body is shorter
+		ReadTimeout:       answerWithin, // the handler's own deadline for the body is shorter
 		WriteTimeout:      15 * time.Second,
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		// Else net/http answers OPTIONS * by itself, with 200.
+		DisableGeneralOptionsHandler: true,
 	}
 }
+
+var errPanic = errors.New("ingress: a stage panicked")
 
 // answer is what came of a request.
 type answer struct {
@@ -129,20 +135,17 @@ func refuse(reason Reason, err error) answer {
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	name, _ := strings.CutPrefix(r.URL.Path, "/webhooks/")
+	name, below := strings.CutPrefix(r.URL.Path, "/webhooks/")
 	endpoint, known := h.endpoints[name]
 	var a answer
 	switch {
-	case !known:
+	case !below || !known:
 		name, a = unknown, refuse(UnknownProvider, nil)
 	case r.Method != http.MethodPost:
 		a = refuse(MethodNotAllowed, nil)
 	case encoded(r.Header):
 		a = refuse(EncodingUnsupported, nil)
-	case !h.requests.take(1):
-		a = refuse(Overloaded, nil)
 	default:
-		defer h.requests.give(1)
 		a = h.receive(w, r, endpoint, start)
 	}
 	reply(w, a)
@@ -176,13 +179,32 @@ func encoded(h http.Header) bool {
 	return false
 }
 
-// receive takes one request through the stages.
-func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, start time.Time) answer {
+// receive takes one request through the stages. A bug in one of them costs that
+// request only, which is to be sent again.
+func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, start time.Time) (a answer) {
+	defer func() {
+		if p := recover(); p != nil {
+			// What was thrown may hold what a body holds; where it was does not.
+			h.log.Error("panic", "provider", e.Provider.Name, "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			a = refuse(BusUnavailable, errPanic)
+		}
+	}()
 	deadline := start.Add(answerWithin)
 	body, held, err := readBody(w, r, h.limits.MaxBody, deadline.Add(-h.limits.PublishTimeout-500*time.Millisecond), &h.bytes)
 	defer h.bytes.give(held)
 	if err != nil {
 		return refuse(reasonFor(err), err)
+	}
+	// Only now: whoever sends slowly holds no place.
+	if !h.requests.take(1) {
+		return refuse(Overloaded, nil)
+	}
+	defer h.requests.give(1)
+	if e.Provider.Scheme.Compact { // which may take a second body's room
+		if !h.bytes.take(int64(len(body))) {
+			return refuse(Overloaded, nil)
+		}
+		defer h.bytes.give(int64(len(body)))
 	}
 	received := h.now()
 	slot, err := e.Verifier.Verify(r.Header, body, received)

@@ -3,10 +3,12 @@ package ingress_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +21,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/dedupe"
 	"github.com/hookbus/bridge/ingress"
 	"github.com/hookbus/bridge/internal/natstest"
 	"github.com/hookbus/bridge/normalize"
@@ -170,59 +173,143 @@ func signedTime(t *testing.T, headers map[string]string, body []byte) time.Time 
 	return time.Unix(b.TimestampSent, 0)
 }
 
+// held is a Deduper that keeps every event until it is let go.
+type held struct{ come, leave chan struct{} }
+
+func (h held) Once(ctx context.Context, e *normalize.Event, _ dedupe.Publish) (dedupe.Result, error) {
+	h.come <- struct{}{}
+	<-h.leave
+	return dedupe.Result{ID: e.CloudEvent.ID()}, nil
+}
+
 func TestOverloadedByRequests(t *testing.T) {
-	r := oneServer(t, func(_ *bus.Config, l *ingress.Limits) { l.MaxInFlight = 2 })
+	r := oneServer(t)
 	waldo := provider(t, "waldo")
-	done := make(chan answer)
-	for range 2 { // two whose body does not come
-		body := r.fresh(waldo)
-		request := r.signed(waldo, body)
-		reader, writer := io.Pipe()
-		request.Body, request.ContentLength = reader, int64(len(body))
-		go func() { done <- r.send(request) }()
-		if _, err := writer.Write(body[:1]); err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			if _, err := writer.Write(body[1:]); err != nil {
-				t.Error(err)
-			}
-			writer.Close()
-			if a := <-done; a.Status != http.StatusOK {
-				t.Errorf("the slow one: %d %s", a.Status, a.text)
-			}
-		}()
+	verifier, err := waldo.Scheme.NewVerifier(secrets(waldo), tolerance)
+	if err != nil {
+		t.Fatal(err)
 	}
-	natstest.Eventually(t, 5*time.Second, "the third is refused", func() bool {
-		a := r.send(r.signed(waldo, r.fresh(waldo)))
-		if a.Status == http.StatusOK {
-			return false
-		}
-		a.expect(t, http.StatusServiceUnavailable, "overloaded")
-		return a.Header.Get("Retry-After") != ""
-	})
+	stage := held{make(chan struct{}), make(chan struct{})}
+	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, stage, r.bus,
+		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 2, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, time.Now, discard(), newRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan answer)
+	for range 2 {
+		request := r.signed(waldo, r.fresh(waldo))
+		go func() { done <- r.serve(request) }()
+		<-stage.come
+	}
+	a := r.serve(r.signed(waldo, r.fresh(waldo)))
+	a.expect(t, http.StatusServiceUnavailable, "overloaded")
+	if a.Header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	close(stage.leave)
+	for range 2 {
+		(<-done).expect(t, http.StatusOK, "accepted")
+	}
+	request := r.signed(waldo, r.fresh(waldo))
+	go func() { done <- r.serve(request) }()
+	<-stage.come
+	(<-done).expect(t, http.StatusOK, "accepted")
+}
+
+// slow is a request whose body has come in part.
+type slow struct {
+	body   []byte
+	sent   int
+	writer *io.PipeWriter
+	done   chan answer
+}
+
+func (r *rig) slow(p normalize.Provider, body []byte, sent int) slow {
+	r.t.Helper()
+	request := r.signed(p, body)
+	reader, writer := io.Pipe()
+	request.Body, request.ContentLength = reader, int64(len(body))
+	s := slow{body, sent, writer, make(chan answer, 1)}
+	go func() { s.done <- r.send(request) }()
+	if _, err := writer.Write(body[:sent]); err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}
+
+func (s slow) finish() answer {
+	s.writer.Write(s.body[s.sent:])
+	s.writer.Close()
+	return <-s.done
 }
 
 func TestOverloadedByBytes(t *testing.T) {
-	r := oneServer(t, func(_ *bus.Config, l *ingress.Limits) { l.MaxInFlightBytes = 3 * l.MaxBody / 2 })
+	r := oneServer(t, func(_ *bus.Config, l *ingress.Limits) { l.MaxInFlightBytes = 3 * l.MaxBody })
 	waldo := provider(t, "waldo")
-	body := r.padded(waldo, 60_000)
-	request := r.signed(waldo, body)
-	reader, writer := io.Pipe()
-	request.Body, request.ContentLength = reader, int64(len(body))
-	done := make(chan answer)
-	go func() { done <- r.send(request) }()
-	if _, err := writer.Write(body[:50_000]); err != nil {
-		t.Fatal(err)
-	}
-	natstest.Eventually(t, 5*time.Second, "a second large one is refused", func() bool {
+	first, second := r.slow(waldo, r.padded(waldo, 60_000), 50_000), r.slow(waldo, r.padded(waldo, 60_000), 50_000)
+	natstest.Eventually(t, 3*time.Second, "a third large one is refused", func() bool {
 		a := r.send(r.signed(waldo, r.padded(waldo, 60_000)))
 		return a.Status == http.StatusServiceUnavailable && a.Reason == "overloaded"
 	})
 	r.send(r.signed(waldo, r.fresh(waldo))).expect(t, http.StatusOK, "accepted") // a small one fits
-	writer.Write(body[50_000:])
-	writer.Close()
-	(<-done).expect(t, http.StatusOK, "accepted")
+	first.finish().expect(t, http.StatusOK, "accepted")
+	second.finish().expect(t, http.StatusOK, "accepted")
+}
+
+// Who sends slowly holds no place that another needs.
+func TestSlowSendersStopNobody(t *testing.T) {
+	r := oneServer(t, func(_ *bus.Config, l *ingress.Limits) { l.MaxInFlight = 1 })
+	waldo := provider(t, "waldo")
+	var senders []slow
+	for range 20 {
+		senders = append(senders, r.slow(waldo, r.fresh(waldo), 1))
+	}
+	r.send(r.signed(waldo, r.fresh(waldo))).expect(t, http.StatusOK, "accepted")
+	for _, s := range senders {
+		s.finish().expect(t, http.StatusOK, "accepted")
+	}
+}
+
+// panics is a Deduper with a bug.
+type panics struct{}
+
+func (panics) Once(context.Context, *normalize.Event, dedupe.Publish) (dedupe.Result, error) {
+	panic("with a name in it: MUGABE")
+}
+
+func TestPanicIsAnswered(t *testing.T) {
+	r := oneServer(t)
+	waldo := provider(t, "waldo")
+	verifier, err := waldo.Scheme.NewVerifier(secrets(waldo), tolerance)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, panics{}, r.bus,
+		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 1, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, time.Now, slog.New(slog.NewTextHandler(&log, nil)), newRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // what the first has taken is given back
+		r.serve(r.signed(waldo, r.fresh(waldo))).expect(t, http.StatusServiceUnavailable, "bus_unavailable")
+	}
+	if !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), "panics.Once") || strings.Contains(log.String(), "MUGABE") {
+		t.Errorf("log: %s", log.String())
+	}
+}
+
+func TestOptionsStar(t *testing.T) {
+	r := oneServer(t)
+	c := dial(t, r.url)
+	fmt.Fprintf(c, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+	response, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusNotFound {
+		t.Errorf("got %d", response.StatusCode)
+	}
 }
 
 // A Content-Length is a promise; only what has come takes room.

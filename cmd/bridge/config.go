@@ -231,8 +231,8 @@ func (c *config) check() (problems configError) {
 	if c.MaxInFlight < 1 {
 		wrong("MAX_IN_FLIGHT", "%d is not above 0", c.MaxInFlight)
 	}
-	if c.MaxInFlightBytes <= c.MaxBodyBytes {
-		wrong("MAX_IN_FLIGHT_BYTES", "%d is not above %sMAX_BODY_BYTES", c.MaxInFlightBytes, envPrefix)
+	if c.MaxInFlightBytes < 3*c.MaxBodyBytes {
+		wrong("MAX_IN_FLIGHT_BYTES", "%d is less than three times %sMAX_BODY_BYTES, which one body may take while it is read and verified", c.MaxInFlightBytes, envPrefix)
 	}
 	if !slices.Contains([]string{"", "json", "text"}, c.LogFormat) {
 		wrong("LOG_FORMAT", "%q is neither json nor text", c.LogFormat)
@@ -271,6 +271,15 @@ func (c *config) limits() ingress.Limits {
 		MaxBody: int64(c.MaxBodyBytes), MaxInFlight: c.MaxInFlight,
 		MaxInFlightBytes: int64(c.MaxInFlightBytes), PublishTimeout: c.PublishTimeout,
 	}
+}
+
+// shownURL is clientURL without passwords.
+func (c *config) shownURL() string {
+	shown, err := bus.RedactURL(c.clientURL())
+	if err != nil {
+		return "BRIDGE_NATS_URL"
+	}
+	return shown
 }
 
 // clientURL is where commands other than serve find NATS.

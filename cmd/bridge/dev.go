@@ -85,7 +85,7 @@ func tour(ctx context.Context, b *bridge, secrets map[string]string, w io.Writer
 		return err
 	}
 	base := "http://" + b.webhooksAddr
-	fmt.Fprintf(w, "Webhooks at %s/webhooks/{provider}, NATS at %s, metrics at http://%s/metrics\n\n", base, b.cfg.clientURL(), b.adminAddr)
+	fmt.Fprintf(w, "Webhooks at %s/webhooks/{provider}, NATS at %s, metrics at http://%s/metrics\n\n", base, b.cfg.shownURL(), b.adminAddr)
 
 	send := func(p normalize.Provider, name string, body []byte) (delivery, error) {
 		d, err := deliver(ctx, base+"/webhooks/"+p.Name, p, secrets[p.Name], body, time.Now())
@@ -127,7 +127,7 @@ func tour(ctx context.Context, b *bridge, secrets map[string]string, w io.Writer
 	fmt.Fprintf(w, "  NATS  nothing: event %.12s is stored already\n", d.ID)
 
 	fmt.Fprintf(w, "\nStill running; Ctrl-C ends it. To try next, in another terminal:\n\n")
-	fmt.Fprintf(w, "  nats --server %s sub '%s.>'\n", b.cfg.clientURL(), b.cfg.SubjectPrefix)
+	fmt.Fprintf(w, "  nats --server %s sub '%s.>'\n", b.cfg.shownURL(), b.cfg.SubjectPrefix)
 	fmt.Fprintf(w, "  go run ./cmd/bridge tail --since 1h\n")
 	for _, p := range normalize.Providers() {
 		fmt.Fprintf(w, "  go run ./cmd/bridge send %s --url %s --secret %s\n", p.Name, base, secrets[p.Name])

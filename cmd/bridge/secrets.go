@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -83,9 +84,9 @@ func (v *verifier) reload() error {
 // endpoints returns the providers that have a secret, and how to reload those
 // whose secrets are in a file. No secret at all, or one that cannot be used,
 // is a configError.
-func (c *config) endpoints() (endpoints []ingress.Endpoint, reload map[string]func() error, err error) {
+func (c *config) endpoints() (endpoints []ingress.Endpoint, reload map[string][]func() error, err error) {
 	var problems configError
-	reload = make(map[string]func() error)
+	reload = make(map[string][]func() error)
 	for _, p := range normalize.Providers() {
 		source := c.secrets[p.Name]
 		if source.empty() {
@@ -100,7 +101,8 @@ func (c *config) endpoints() (endpoints []ingress.Endpoint, reload map[string]fu
 		}
 		endpoints = append(endpoints, ingress.Endpoint{Provider: p, Verifier: v})
 		if source.file != "" {
-			reload[source.file] = v.reload
+			file := filepath.Clean(source.file)
+			reload[file] = append(reload[file], v.reload)
 		}
 	}
 	if len(problems) > 0 {

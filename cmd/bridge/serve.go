@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -74,7 +75,9 @@ func start(ctx context.Context, cfg *config, log *slog.Logger) (_ *bridge, err e
 		if err := cert.reload(); err != nil {
 			return nil, configError{envPrefix + "TLS_CERT_FILE: " + err.Error()}
 		}
-		reload[cfg.TLSCertFile], reload[cfg.TLSKeyFile] = cert.reload, cert.reload
+		for _, file := range []string{filepath.Clean(cfg.TLSCertFile), filepath.Clean(cfg.TLSKeyFile)} {
+			reload[file] = append(reload[file], cert.reload)
+		}
 		tlsConfig = cert.config()
 	}
 

@@ -47,10 +47,13 @@ func (c *config) connect() (*nats.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := bus.RedactURL(c.clientURL()); err != nil {
+		return nil, err
+	}
 	nc, err := nats.Connect(c.clientURL(), append(options, nats.MaxReconnects(-1))...)
 	if err != nil {
 		hint := "is the bridge running, or should BRIDGE_NATS_URL name another server?"
-		return nil, fmt.Errorf("no connection to NATS at %s: %w; %s", c.clientURL(), err, hint)
+		return nil, fmt.Errorf("no connection to NATS at %s: %w; %s", c.shownURL(), err, hint)
 	}
 	return nc, nil
 }

@@ -2,28 +2,34 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 
 	"github.com/fsnotify/fsnotify"
 )
 
-// watch calls a file's reload function whenever its directory changes, until
-// ctx ends: Kubernetes exchanges a mounted secret by swapping a symlink beside
-// it. A reload that fails is logged and leaves what was read before.
-func watch(ctx context.Context, reload map[string]func() error, log *slog.Logger) (wait func(), err error) {
+// watch calls all of a file's functions when its content has changed, until ctx
+// ends. It watches the file's directory: Kubernetes exchanges a mounted secret
+// by swapping a symlink beside it, ..data. A reload that fails is logged and
+// leaves what was read before.
+func watch(ctx context.Context, reload map[string][]func() error, log *slog.Logger) (wait func(), err error) {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return nil, fmt.Errorf("watching files: %w", err)
 	}
+	seen := make(map[string][sha256.Size]byte)
 	for file := range reload {
 		if err := w.Add(filepath.Dir(file)); err != nil {
 			w.Close()
 			return nil, fmt.Errorf("watching %s: %w", filepath.Dir(file), err)
 		}
+		seen[file], _ = contentOf(file)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -36,11 +42,20 @@ func watch(ctx context.Context, reload map[string]func() error, log *slog.Logger
 			case err := <-w.Errors:
 				log.Warn("watching files", "error", err)
 			case event := <-w.Events:
-				for file, reload := range reload {
-					if filepath.Dir(file) != filepath.Dir(event.Name) {
+				for file, functions := range reload {
+					if event.Name != file && event.Name != filepath.Join(filepath.Dir(file), "..data") {
 						continue
 					}
-					if err := reload(); err != nil {
+					content, err := contentOf(file)
+					if err != nil || content == seen[file] {
+						continue // not there while it is being replaced, or only touched
+					}
+					seen[file] = content
+					var errs []error
+					for _, f := range functions {
+						errs = append(errs, f())
+					}
+					if err := errors.Join(errs...); err != nil {
 						log.Error("a changed file cannot be used; what was read before stays", "file", file, "error", err)
 					} else {
 						log.Info("file read again", "file", file)
@@ -50,6 +65,11 @@ func watch(ctx context.Context, reload map[string]func() error, log *slog.Logger
 		}
 	}()
 	return func() { <-done }, nil
+}
+
+func contentOf(file string) ([sha256.Size]byte, error) {
+	content, err := os.ReadFile(file)
+	return sha256.Sum256(content), err
 }
 
 // certificate is a TLS certificate that can be read again.
