@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"reflect"
 	"regexp"
@@ -97,28 +98,13 @@ func (e configError) Error() string {
 	return "the configuration is wrong:\n  " + strings.Join(e, "\n  ")
 }
 
-// loadConfig reads the environment. Its error, if any, is a configError.
+// loadConfig reads the environment. With a configError the configuration is
+// returned too, for the problems that only serve has.
 func loadConfig(environ []string) (*config, error) {
-	c := &config{explicit: make(map[string]bool), secrets: make(map[string]secretSource)}
+	c := &config{secrets: make(map[string]secretSource)}
 	vars := env.ToMap(environ)
-	known := make(map[string]bool)
-	err := env.ParseWithOptions(c, env.Options{
-		Environment: vars,
-		Prefix:      envPrefix,
-		OnSet: func(key string, _ any, isDefault bool) {
-			known[key] = true
-			if !isDefault && vars[key] != "" {
-				c.explicit[strings.TrimPrefix(key, envPrefix)] = true
-			}
-		},
-	})
-	var problems configError
-	var all env.AggregateError
-	if errors.As(err, &all) {
-		for _, err := range all.Errors {
-			problems = append(problems, explain(err, known))
-		}
-	} else if err != nil {
+	known, problems, err := c.parse(vars)
+	if err != nil {
 		return nil, err
 	}
 	for _, p := range normalize.Providers() {
@@ -132,27 +118,48 @@ func loadConfig(environ []string) (*config, error) {
 		}
 	}
 	slices.Sort(c.unknown)
-	if len(problems) == 0 { // else values are missing
-		problems = c.check()
-	}
-	if len(problems) > 0 {
-		return nil, problems
+	if problems = append(problems, c.check()...); len(problems) > 0 {
+		return c, problems
 	}
 	return c, nil
 }
 
-// explain names the variable where the library names our field.
-func explain(err error, known map[string]bool) string {
-	var parse env.ParseError
-	if !errors.As(err, &parse) {
-		return err.Error()
+// parse reads the variables into c. Where one cannot be read, that is a problem
+// and the default takes its place, so that the others can be looked at too.
+func (c *config) parse(vars map[string]string) (known map[string]bool, problems configError, err error) {
+	vars = maps.Clone(vars)
+	known = make(map[string]bool)
+	for {
+		c.explicit = make(map[string]bool)
+		err := env.ParseWithOptions(c, env.Options{
+			Environment: vars,
+			Prefix:      envPrefix,
+			OnSet: func(key string, _ any, isDefault bool) {
+				known[key] = true
+				if !isDefault && vars[key] != "" {
+					c.explicit[strings.TrimPrefix(key, envPrefix)] = true
+				}
+			},
+		})
+		var all env.AggregateError
+		if !errors.As(err, &all) {
+			return known, problems, err
+		}
+		for _, err := range all.Errors {
+			var parse env.ParseError
+			if !errors.As(err, &parse) {
+				return known, problems, err
+			}
+			// The library names our field, not the variable.
+			field, _ := reflect.TypeFor[config]().FieldByName(parse.Name)
+			variable := envPrefix + field.Tag.Get("env")
+			if _, set := vars[variable]; !set {
+				return known, problems, err // a default of ours is wrong
+			}
+			problems = append(problems, fmt.Sprintf("%s: %v", variable, parse.Err))
+			delete(vars, variable)
+		}
 	}
-	variable := parse.Name
-	if f, ok := reflect.TypeFor[config]().FieldByName(parse.Name); ok {
-		variable = envPrefix + f.Tag.Get("env")
-		known[variable] = true
-	}
-	return fmt.Sprintf("%s: %v", variable, parse.Err)
 }
 
 var (

@@ -27,6 +27,13 @@ type serveCmd struct{}
 
 func (serveCmd) Run(cli *cli) error {
 	cfg, err := loadConfig(cli.environ)
+	var problems, more configError
+	if errors.As(err, &problems) { // every one at once
+		if _, _, err := cfg.endpoints(); errors.As(err, &more) {
+			problems = append(problems, more...)
+		}
+		return problems
+	}
 	if err != nil {
 		return err
 	}
