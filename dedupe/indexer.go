@@ -305,25 +305,28 @@ func (x *Indexer) measure(ctx context.Context) (Lag, error) {
 const completeTimeout = indexAckWait + 500*time.Millisecond
 
 // complete waits until all that the stream holds now after a sequence is
-// indexed.
+// indexed. A question that gets no answer, as when the connection is lost, is
+// asked again.
 func complete(ctx context.Context, b *bus.Bus, after uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
 	defer cancel()
-	s, err := b.JetStream().Stream(ctx, b.Stream())
-	if err != nil {
-		return false
-	}
-	last := s.CachedInfo().State.LastSeq
-	if last <= after {
-		return true
-	}
+	last := uint64(0) // not known yet; the stream is not empty
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		c, err := b.JetStream().Consumer(ctx, b.Stream(), IndexerName)
-		if err != nil {
-			return false
+		var err error
+		if last == 0 {
+			last, err = lastSequence(ctx, b)
 		}
-		if info := c.CachedInfo(); info.AckFloor.Stream >= last || info.NumPending == 0 && info.NumAckPending == 0 {
-			return true
+		if last > 0 {
+			if last <= after {
+				return true
+			}
+			var done bool
+			if done, err = indexedTo(ctx, b, last); done {
+				return true
+			}
+		}
+		if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return false
 		}
 		select {
 		case <-ctx.Done():
@@ -331,6 +334,27 @@ func complete(ctx context.Context, b *bus.Bus, after uint64) bool {
 		case <-time.After(pause):
 		}
 	}
+}
+
+func lastSequence(ctx context.Context, b *bus.Bus) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
+	defer cancel()
+	s, err := b.JetStream().Stream(ctx, b.Stream())
+	if err != nil {
+		return 0, err
+	}
+	return s.CachedInfo().State.LastSeq, nil
+}
+
+func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
+	defer cancel()
+	c, err := b.JetStream().Consumer(ctx, b.Stream(), IndexerName)
+	if err != nil {
+		return false, err
+	}
+	info := c.CachedInfo()
+	return info.AckFloor.Stream >= last || info.NumPending == 0 && info.NumAckPending == 0, nil
 }
 
 // digest reports whether a name has the form of normalize.Digest.

@@ -85,7 +85,7 @@ func (d *Deduper) mark(ctx context.Context, e *normalize.Event, complete func(af
 		window = d.windows.Dedupe
 	}
 	recent := func(received int64) bool { return e.Received.Sub(time.Unix(0, received)).Abs() < window }
-	err := d.change(ctx, e.Identity.StateKey, func(last *entry) bool {
+	edit := func(last *entry) bool {
 		token, known = fresh, nil
 		switch m := last.Mark; {
 		case m != nil && m.State == e.Identity.State && recent(m.Received):
@@ -97,7 +97,11 @@ func (d *Deduper) mark(ctx context.Context, e *normalize.Event, complete func(af
 			last.Mark = &mark{State: e.Identity.State, Token: fresh, Received: e.Received.UnixNano()}
 		}
 		return true
-	})
+	}
+	err := d.change(ctx, e.Identity.StateKey, edit)
+	if err != nil { // perhaps lost with a connection that is back by now
+		err = d.change(ctx, e.Identity.StateKey, edit)
+	}
 	if err != nil {
 		return fresh, nil
 	}
