@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+
 	"github.com/hookbus/bridge/dedupe"
 	"github.com/hookbus/bridge/internal/natstest"
 )
@@ -316,4 +318,32 @@ func TestRestart(t *testing.T) {
 	}
 	b.stores(flag("c-2", false))
 	b.stores(flag("c-2", true))
+}
+
+// What is known stays known when the connection is lost and comes back: neither
+// the bucket nor the stream's incarnation is forgotten meanwhile.
+func TestReportsAreKnownAfterAReconnect(t *testing.T) {
+	t.Parallel()
+	port, dir := natstest.FreePort(t), t.TempDir()
+	run := func() *server.Server {
+		return natstest.Server(t, func(o *server.Options) { o.Port, o.StoreDir = port, dir })
+	}
+	s := run()
+	b := start(t, external(s))
+	b.index()
+	report, named := session("s-1", "AUTO_APPROVED"), screening("1")
+	ids := []string{b.stores(report), b.stores(named)}
+	b.indexed()
+	for range 3 {
+		s.Shutdown()
+		s.WaitForShutdown()
+		b.eventually("the loss is noticed", func() bool { return !b.bus.State().Ready() })
+		if b.bus.State().Bucket() == nil {
+			t.Error("the bucket is forgotten")
+		}
+		s = run()
+		b.eventually("the connection is back", b.js.Conn().IsConnected)
+		b.knows(report, ids[0]) // at once
+		b.knows(named, ids[1])
+	}
 }
