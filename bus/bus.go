@@ -106,7 +106,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 		}),
 	}
 	b.state.Store(&State{
-		Problems: []string{"not connected to NATS yet"},
+		Problems: []string{"not connected to NATS"},
 		refused:  map[string]string{cfg.Stream: "stream not looked at yet", cfg.QuarantineStream: "stream not looked at yet"},
 		changed:  make(chan struct{}),
 	})

@@ -9,8 +9,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
+
+// ErrNoJetStream: nobody answers for JetStream.
+var ErrNoJetStream = errors.New("JetStream does not answer: it is not enabled on this server or for this account, or has no leader")
 
 // spec says what a stream should be like.
 type spec struct {
@@ -117,6 +121,9 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.Strea
 	defer cancel()
 	name := want.config.Name
 	fail := func(err error) *jetstream.StreamInfo {
+		if errors.Is(err, nats.ErrNoResponders) {
+			err = ErrNoJetStream
+		}
 		st.problem("stream %s: %v", name, err)
 		return nil
 	}
@@ -133,7 +140,7 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.Strea
 		}
 	}
 	if err != nil {
-		if n := want.config.MaxBytes; n > 0 {
+		if n := want.config.MaxBytes; n > 0 && !errors.Is(err, nats.ErrNoResponders) {
 			err = fmt.Errorf("%w (it is to hold %d bytes)", err, n)
 		}
 		return fail(err)

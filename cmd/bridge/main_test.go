@@ -268,6 +268,10 @@ func TestNoNATS(t *testing.T) {
 	if code, _, stderr := command(t, environ, "send", "waldo", "--secret", "s"); code != exitFailed || !strings.Contains(stderr, "connection refused") {
 		t.Errorf("send: exit %d: %s", code, stderr)
 	}
+	plain := natstest.Server(t, func(o *server.Options) { o.JetStream = false })
+	if code, _, stderr := command(t, []string{"BRIDGE_NATS_URL=" + plain.ClientURL()}, "tail"); code != exitFailed || !strings.Contains(stderr, "JetStream does not answer") {
+		t.Errorf("tail: exit %d: %s", code, stderr)
+	}
 	s := natstest.Server(t)
 	if code, _, stderr := command(t, []string{"BRIDGE_NATS_URL=" + s.ClientURL()}, "tail"); code != exitFailed || !strings.Contains(stderr, "no stream WEBHOOKS") {
 		t.Errorf("tail: exit %d: %s", code, stderr)

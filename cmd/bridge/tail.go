@@ -75,6 +75,9 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return fmt.Errorf("there is no stream %s on this NATS; has a bridge run on it, or should BRIDGE_STREAM be another?", cfg.Stream)
 	}
+	if errors.Is(err, nats.ErrNoResponders) {
+		err = bus.ErrNoJetStream
+	}
 	if err != nil {
 		return fmt.Errorf("stream %s: %w", cfg.Stream, err)
 	}
