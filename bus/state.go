@@ -167,7 +167,11 @@ func (b *Bus) check(ctx context.Context) *State {
 		offline.Problems = []string{reason}
 		return &offline
 	}
-	st := &State{refused: maps.Clone(old.refused)}
+	// What gets no answer is as it was.
+	st := &State{
+		Durability: old.Durability, StreamCreated: old.StreamCreated, BucketCreated: old.BucketCreated,
+		refused: maps.Clone(old.refused), bucket: old.bucket,
+	}
 	if got := b.nc.MaxPayload(); got < b.cfg.MaxBody {
 		st.warn("the NATS server takes messages of %d bytes at most: of a larger body only a digest is quarantined; raise its max_payload above BRIDGE_MAX_BODY_BYTES (%d)", got, b.cfg.MaxBody)
 	}
@@ -198,8 +202,9 @@ func (b *Bus) check(ctx context.Context) *State {
 		}
 		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 		defer cancel()
-		var err error
-		if st.bucket, err = b.js.KeyValue(ctx, b.cfg.Bucket); err != nil {
+		if kv, err := b.js.KeyValue(ctx, b.cfg.Bucket); err == nil {
+			st.bucket = kv
+		} else {
 			st.problem("bucket %s: %v", b.cfg.Bucket, err)
 		}
 	}

@@ -347,3 +347,28 @@ func TestReportsAreKnownAfterAReconnect(t *testing.T) {
 		b.knows(named, ids[1])
 	}
 }
+
+// A cluster that looks for a leader says nothing about the bucket, which can be
+// used all the same: what gets no answer is as it was.
+func TestSilentAPITakesNoBucket(t *testing.T) {
+	t.Parallel()
+	s := natstest.Server(t)
+	b := start(t, external(s))
+	b.index()
+	report := session("s-1", "AUTO_APPROVED")
+	id := b.stores(report)
+	b.indexed()
+	nc := natstest.Connect(t, s.ClientURL())
+	if _, err := nc.SubscribeSync("silence"); err != nil { // else there is an answer: no responders
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.GlobalAccount().AddMapping("$JS.API.STREAM.INFO."+bucketStream, "silence"); err != nil {
+		t.Fatal(err)
+	}
+	b.bus.Wake()
+	b.eventually("the bus has got no answer", func() bool { return !b.bus.State().Ready() })
+	b.knows(report, id)
+}

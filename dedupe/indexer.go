@@ -71,7 +71,8 @@ const (
 	indexWorkers    = 16
 	indexPending    = 128 // messages delivered and not acknowledged
 	indexAckWait    = 3 * time.Second
-	indexRetry      = time.Second
+	indexRetry      = 250 * time.Millisecond
+	indexHeartbeat  = 500 * time.Millisecond // after two without one the consumer is looked for again
 	drainTimeout    = time.Second
 	measureLagEvery = 2 * time.Second
 )
@@ -123,7 +124,7 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 	if !s.CachedInfo().Created.Equal(st.StreamCreated) {
 		return errStale
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(indexPending), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(5*time.Second))
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(indexPending), jetstream.PullHeartbeat(indexHeartbeat), jetstream.PullExpiry(5*time.Second))
 	if err != nil {
 		return err
 	}
