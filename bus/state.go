@@ -14,7 +14,9 @@ import (
 
 // State is what is known of streams and bucket.
 type State struct {
-	// Problems says why nothing can be stored; empty: events can be stored.
+	// Problems says what is missing or wrong with connection, streams and
+	// bucket. Without the bucket, or with a broken quarantine, events are stored
+	// all the same.
 	Problems []string
 	// Warnings says what is weaker than was asked for.
 	Warnings []string
@@ -32,7 +34,7 @@ type State struct {
 	changed chan struct{}
 }
 
-// Ready reports whether events can be stored.
+// Ready reports whether there is no problem.
 func (s *State) Ready() bool { return len(s.Problems) == 0 }
 
 // Bucket returns the dedupe bucket; nil if there is none.
@@ -106,7 +108,7 @@ func (b *Bus) publishState(st *State) {
 	close(old.changed)
 	for _, p := range st.Problems {
 		if !slices.Contains(old.Problems, p) {
-			b.log.Error("events cannot be stored", "problem", p)
+			b.log.Error("not ready", "problem", p)
 		}
 	}
 	for _, w := range st.Warnings {
@@ -115,7 +117,7 @@ func (b *Bus) publishState(st *State) {
 		}
 	}
 	if st.Ready() && (!old.Ready() || old.Durability != st.Durability) {
-		b.log.Info("ready to store events", "stream", b.cfg.Stream, "durability", st.Durability)
+		b.log.Info("ready", "stream", b.cfg.Stream, "durability", st.Durability)
 	}
 }
 
@@ -125,8 +127,9 @@ func same(a, b *State) bool {
 }
 
 // Incarnation returns when the stream of events was created, as it was when
-// last heard of, at most a second ago if the server answers: what was recorded of an earlier stream of that name is
-// not in this one. The error is that of asking the server.
+// last heard of, at most a second ago if the server answers: what was recorded
+// of an earlier stream of that name is not in this one. The error is that of
+// asking the server.
 func (b *Bus) Incarnation(ctx context.Context) (time.Time, error) {
 	in := &b.incarnation
 	in.Lock()

@@ -70,7 +70,8 @@ const indexTimeout = 500 * time.Millisecond
 
 // Once stores the event by publish, unless the index knows it, and says where
 // it is. The bucket's being out of reach is no error: the stream's duplicate
-// window protects meanwhile. The errors are those of publish.
+// window protects meanwhile. The errors are those of publish, and
+// bus.ErrUnavailable when ctx ends first.
 func (d *Deduper) Once(ctx context.Context, e *normalize.Event, publish Publish) (Result, error) {
 	if e.Identity.Judged() {
 		return d.onceReport(ctx, e, publish)

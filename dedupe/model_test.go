@@ -225,7 +225,7 @@ func (w *world) settle() {
 		if !busy {
 			return
 		}
-		time.Sleep(5 * time.Millisecond) // the pause after a conflict
+		time.Sleep(5 * time.Millisecond) // fake time: those who pause after a conflict go on
 	}
 }
 

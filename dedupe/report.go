@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	mathrand "math/rand/v2"
 	"time"
 
+	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/normalize"
 )
 
@@ -70,7 +72,7 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 			return result, nil
 		}
 		if ctx.Err() != nil {
-			return Result{}, ctx.Err()
+			return Result{}, fmt.Errorf("%w: %w", bus.ErrUnavailable, ctx.Err())
 		}
 	}
 }

@@ -43,7 +43,7 @@ func (a *Admin) Drain() { a.draining.Store(true) }
 // Readiness is the answer of /readyz.
 type Readiness struct {
 	Ready bool `json:"ready"`
-	// Problems says why events cannot be stored.
+	// Problems says why not: what is missing or wrong.
 	Problems []string `json:"problems,omitempty"`
 	// Warnings says what is weaker than was asked for.
 	Warnings []string `json:"warnings,omitempty"`

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -34,7 +35,7 @@ func (devCmd) Run(c *cli) error {
 		}
 	}
 	if !cfg.explicit["LOG_LEVEL"] {
-		cfg.LogLevel = 4 // warn: the events are what there is to see
+		cfg.LogLevel = slog.LevelWarn // the events are what there is to see
 	}
 	secrets := make(map[string]string)
 	for _, p := range normalize.Providers() {
@@ -46,6 +47,9 @@ func (devCmd) Run(c *cli) error {
 		list, err := source.read()
 		if err != nil {
 			return err
+		}
+		if len(list) == 0 {
+			return configError{source.variable + "_FILE: holds no secret"}
 		}
 		secrets[p.Name] = list[0]
 	}

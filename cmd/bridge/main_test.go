@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -169,6 +170,38 @@ func TestDev(t *testing.T) {
 	}
 	if code := r.stop(t); code != 0 {
 		t.Errorf("exit %d: %s", code, r.stderr.String())
+	}
+}
+
+func TestDevWithEmptySecretsFile(t *testing.T) {
+	code, _, stderr := command(t, environment(t, "BRIDGE_WALDO_SECRETS_FILE="+file(t, "\n")), "dev")
+	if code != exitFailed || !strings.Contains(stderr, "BRIDGE_WALDO_SECRETS_FILE: holds no secret") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
+
+// A file that changes between the first reading and the watch is not missed.
+func TestWatchReadsOnceMore(t *testing.T) {
+	secrets := file(t, "old")
+	content := make(chan string, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	wait, err := watch(ctx, map[string][]func() error{secrets: {func() error {
+		text, err := os.ReadFile(secrets)
+		content <- string(text)
+		return err
+	}}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wait()
+	defer cancel()
+	select {
+	case got := <-content:
+		if got != "old" {
+			t.Errorf("read %q", got)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("not read")
 	}
 }
 

@@ -48,8 +48,7 @@ func (serveCmd) Run(cli *cli) error {
 	return errors.Join(failed, b.stop())
 }
 
-// bridge is the running service. Its fields stand in the order in which they
-// start; stop goes the other way.
+// bridge is the running service; start and stop show the order of its parts.
 type bridge struct {
 	cfg     *config
 	log     *slog.Logger

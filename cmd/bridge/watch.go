@@ -17,11 +17,23 @@ import (
 // watch calls all of a file's functions when its content has changed, until ctx
 // ends. It watches the file's directory: Kubernetes exchanges a mounted secret
 // by swapping a symlink beside it, ..data. A reload that fails is logged and
-// leaves what was read before.
+// leaves what was read before. All are called once at the start, for what has
+// changed since they were read first.
 func watch(ctx context.Context, reload map[string][]func() error, log *slog.Logger) (wait func(), err error) {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return nil, fmt.Errorf("watching files: %w", err)
+	}
+	call := func(file string) (ok bool) {
+		var errs []error
+		for _, f := range reload[file] {
+			errs = append(errs, f())
+		}
+		err := errors.Join(errs...)
+		if err != nil {
+			log.Error("a changed file cannot be used; what was read before stays", "file", file, "error", err)
+		}
+		return err == nil
 	}
 	seen := make(map[string][sha256.Size]byte)
 	for file := range reload {
@@ -30,6 +42,7 @@ func watch(ctx context.Context, reload map[string][]func() error, log *slog.Logg
 			return nil, fmt.Errorf("watching %s: %w", filepath.Dir(file), err)
 		}
 		seen[file], _ = contentOf(file)
+		call(file)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -42,7 +55,7 @@ func watch(ctx context.Context, reload map[string][]func() error, log *slog.Logg
 			case err := <-w.Errors:
 				log.Warn("watching files", "error", err)
 			case event := <-w.Events:
-				for file, functions := range reload {
+				for file := range reload {
 					if event.Name != file && event.Name != filepath.Join(filepath.Dir(file), "..data") {
 						continue
 					}
@@ -51,13 +64,7 @@ func watch(ctx context.Context, reload map[string][]func() error, log *slog.Logg
 						continue // not there while it is being replaced, or only touched
 					}
 					seen[file] = content
-					var errs []error
-					for _, f := range functions {
-						errs = append(errs, f())
-					}
-					if err := errors.Join(errs...); err != nil {
-						log.Error("a changed file cannot be used; what was read before stays", "file", file, "error", err)
-					} else {
+					if call(file) {
 						log.Info("file read again", "file", file)
 					}
 				}
