@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/failpoint"
 	"github.com/hookbus/bridge/normalize"
 )
 
@@ -80,10 +81,16 @@ func (d *Deduper) Once(ctx context.Context, e *normalize.Event, publish Publish)
 	if known := d.lookup(ctx, names); known != nil {
 		return Result{ID: known.ID, Duplicate: true}, nil
 	}
+	if failpoint.ClaimFirst {
+		created, _ := d.incarnation(ctx)
+		d.remember(ctx, names, entry{Stream: created.UnixNano(), Sequence: 1, ID: e.CloudEvent.ID()})
+	}
+	failpoint.Hit("looked-up")
 	ack, err := publish(ctx, e)
 	if err != nil {
 		return Result{}, err
 	}
+	failpoint.Hit("published")
 	result := Result{ID: e.CloudEvent.ID(), Duplicate: ack.Duplicate}
 	created, err := d.incarnation(ctx)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/failpoint"
 )
 
 // IndexerName is the durable consumer that all replicas share.
@@ -220,10 +221,12 @@ func (x *Indexer) handle(msg jetstream.Msg, st *bus.State) {
 	// Not the caller's context: what was begun is finished, within the bounds
 	// of each write.
 	ctx := context.Background()
+	failpoint.Hit("index-write")
 	if err := x.write(ctx, msg, st.StreamCreated.UnixNano()); err != nil {
 		msg.NakWithDelay(indexRetry)
 		return
 	}
+	failpoint.Hit("index-ack")
 	// An acknowledgement that cannot be sent would be waited for; after that
 	// wait the message comes again anyway.
 	for deadline := time.Now().Add(indexAckWait); msg.Ack() != nil && time.Now().Before(deadline); {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/failpoint"
 	"github.com/hookbus/bridge/normalize"
 )
 
@@ -55,10 +56,12 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 			return Result{ID: known.ID, Duplicate: true}, nil
 		}
 		e.SetToken(token)
+		failpoint.Hit("marked")
 		ack, err := publish(ctx, e)
 		if err != nil {
 			return Result{}, err
 		}
+		failpoint.Hit("published")
 		result := Result{ID: e.CloudEvent.ID(), Duplicate: ack.Duplicate}
 		created, err := d.incarnation(ctx)
 		last := false
@@ -69,6 +72,7 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 			last = last && confirm && err == nil
 		}
 		if !ack.Duplicate || last {
+			failpoint.Hit("settled")
 			return result, nil
 		}
 		if ctx.Err() != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/dedupe"
+	"github.com/hookbus/bridge/internal/failpoint"
 	"github.com/hookbus/bridge/normalize"
 )
 
@@ -148,6 +149,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		a = h.receive(w, r, endpoint, start)
 	}
+	failpoint.Hit("replying")
 	reply(w, a)
 
 	took := time.Since(start)
@@ -212,6 +214,7 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 		return refuse(reasonFor(err), nil)
 	}
 	h.metrics.matched(e.Provider.Name, slot)
+	failpoint.Hit("verified")
 
 	// The sender's hanging up does not stop what is verified.
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), deadline)
@@ -220,6 +223,7 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	if err != nil {
 		return h.quarantine(ctx, e, body, received, err)
 	}
+	failpoint.Hit("normalized")
 	result, err := h.dedupe.Once(ctx, event, h.bus.Publish)
 	switch {
 	case err != nil && reasonFor(err) == NotPublishable:
@@ -240,6 +244,7 @@ func (h *Handler) quarantine(ctx context.Context, e Endpoint, body []byte, recei
 	if err != nil {
 		return refuse(BusUnavailable, fmt.Errorf("quarantine: %w", err))
 	}
+	failpoint.Hit("quarantined")
 	return answer{result: quarantined, id: id, reason: reason}
 }
 
