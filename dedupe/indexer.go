@@ -262,8 +262,7 @@ func (x *Indexer) write(ctx context.Context, msg jetstream.Msg, stream int64) er
 		received = meta.Timestamp
 	}
 	stored.State, stored.Received = h.Get(bus.StateHeader), received.UnixNano()
-	_, err = x.dedupe.settle(ctx, report{key: stateKey, token: h.Get(bus.TokenHeader), stored: stored}, false)
-	return err
+	return x.dedupe.settle(ctx, report{key: stateKey, token: h.Get(bus.TokenHeader), stored: stored})
 }
 
 // measureLag keeps the lag up to date, also while nothing is indexed.

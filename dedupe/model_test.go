@@ -253,7 +253,7 @@ func (w *world) begin(occurrence int, what string, delivery bool, run func(conte
 }
 
 func (w *world) delivering(d *Deduper, occurrence int) func(context.Context, *actor) error {
-	e := &normalize.Event{CloudEvent: event.New(), Identity: normalize.Identity{StateKey: "state", State: w.state(occurrence)}, Received: time.Now()}
+	e := &normalize.Event{CloudEvent: event.New(), Identity: normalize.Identity{StateKey: "state", State: w.state(occurrence)}, Received: w.now()}
 	if occurrence == w.named {
 		e.Identity.Key = fmt.Sprintf("name-%d", occurrence)
 		e.CloudEvent.SetID(e.Identity.Key)
@@ -269,6 +269,11 @@ func (w *world) delivering(d *Deduper, occurrence int) func(context.Context, *ac
 	}
 }
 
+// now is the time on everybody's clock.
+func (w *world) now() time.Time {
+	return time.Unix(1000, 0).Add(time.Duration(w.clock) * time.Millisecond)
+}
+
 func (w *world) indexing(d *Deduper, m message) func(context.Context, *actor) error {
 	return func(ctx context.Context, _ *actor) error {
 		stored := entry{Stream: time.Unix(1, 0).UnixNano(), Sequence: uint64(w.ids[m.event.CloudEvent.ID()]), ID: m.event.CloudEvent.ID()}
@@ -277,7 +282,7 @@ func (w *world) indexing(d *Deduper, m message) func(context.Context, *actor) er
 				return err
 			}
 		}
-		if _, err := d.settle(ctx, reportOf(m.event, stored), false); err != nil {
+		if err := d.settle(ctx, reportOf(m.event, stored)); err != nil {
 			return err
 		}
 		w.mu.Lock()
