@@ -37,6 +37,20 @@ type State struct {
 // Ready reports whether there is no problem.
 func (s *State) Ready() bool { return len(s.Problems) == 0 }
 
+// notLookedAt is why nothing is published before the first look.
+const notLookedAt = "stream not looked at yet"
+
+// Refused reports whether a stream has settings that lose what it acknowledges:
+// that does not pass by itself, as an outage does.
+func (s *State) Refused() bool {
+	for _, reason := range s.refused {
+		if reason != notLookedAt {
+			return true
+		}
+	}
+	return false
+}
+
 // Bucket returns the dedupe bucket; nil if there is none.
 func (s *State) Bucket() jetstream.KeyValue { return s.bucket }
 
@@ -175,10 +189,8 @@ func (b *Bus) check(ctx context.Context) *State {
 		Durability: old.Durability, StreamCreated: old.StreamCreated, BucketCreated: old.BucketCreated,
 		refused: maps.Clone(old.refused), bucket: old.bucket,
 	}
-	if got := b.nc.MaxPayload(); got < b.cfg.MaxBody {
-		st.warn("the NATS server takes messages of %d bytes at most: of a larger body only a digest is quarantined; raise its max_payload above BRIDGE_MAX_BODY_BYTES (%d)", got, b.cfg.MaxBody)
-	}
-	if stream := b.ensure(ctx, st, b.streamSpec()); stream != nil {
+	stream := b.ensure(ctx, st, b.streamSpec())
+	if stream != nil {
 		st.StreamCreated = stream.Created
 		st.Durability = b.durability(stream.Config)
 		if stream.Config.Replicas < 2 && b.server == nil {
@@ -187,17 +199,16 @@ func (b *Bus) check(ctx context.Context) *State {
 		if got := stream.Config.MaxAge; got != 0 && got < b.cfg.DedupeWindow {
 			st.warn("stream %s: it keeps events for %v, less than the dedupe window of %v; set BRIDGE_STREAM_MAX_AGE to change it", b.cfg.Stream, got, b.cfg.DedupeWindow)
 		}
-		if got := stream.Config.MaxMsgSize; got >= 0 && int64(got) < b.cfg.MaxBody {
-			st.warn("stream %s: its max_msg_size is %d: larger events go to the quarantine", b.cfg.Stream, got)
-		}
 		if got := stream.Config.Duplicates; got < b.cfg.DuplicateWindow {
 			st.warn("stream %s: its duplicate window is %v, less than the %v asked for; set BRIDGE_DUPLICATE_WINDOW to change it", b.cfg.Stream, got, b.cfg.DuplicateWindow)
 		}
 		st.judge(stream.Config, b.cfg.SubjectPrefix)
 	}
-	if quarantine := b.ensure(ctx, st, b.quarantineSpec()); quarantine != nil {
+	quarantine := b.ensure(ctx, st, b.quarantineSpec())
+	if quarantine != nil {
 		st.judge(quarantine.Config, b.cfg.QuarantinePrefix)
 	}
+	b.checkBodies(ctx, st, stream, quarantine)
 	if bucket := b.ensure(ctx, st, b.bucketSpec()); bucket != nil {
 		st.BucketCreated = bucket.Created
 		if got := bucket.Config.MaxAge; got != 0 && got < b.cfg.DedupeWindow {

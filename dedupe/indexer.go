@@ -313,13 +313,15 @@ const completeTimeout = indexAckWait + 500*time.Millisecond
 func complete(ctx context.Context, b *bus.Bus, after uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
 	defer cancel()
-	last := uint64(0) // not known yet; the stream is not empty
+	var last uint64
+	known := false
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		var err error
-		if last == 0 {
+		if !known {
 			last, err = lastSequence(ctx, b)
+			known = err == nil
 		}
-		if last > 0 {
+		if known {
 			if last <= after {
 				return true
 			}

@@ -66,8 +66,9 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 		}
 		return isComplete
 	}
+	old := ""
 	for {
-		m, known, err := d.mark(ctx, e, own, waited, certain, complete)
+		m, known, err := d.mark(ctx, e, own, old, waited, certain, complete)
 		if err != nil && certain {
 			return Result{}, err
 		}
@@ -85,18 +86,27 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 		result := Result{ID: e.CloudEvent.ID(), Duplicate: ack.Duplicate}
 		created, err := d.incarnation(ctx)
 		stored := entry{Stream: created.UnixNano(), Sequence: ack.Sequence, ID: result.ID}
-		if !ack.Duplicate && err == nil {
-			d.settle(ctx, reportOf(e, stored)) // if it fails, the indexer does it
-		}
 		if !ack.Duplicate || !joined { // what was let in under our own token is this report
+			switch {
+			case err != nil: // the indexer does it
+			case ack.Duplicate:
+				d.unmark(ctx, reportOf(e, stored))
+			default:
+				d.settle(ctx, reportOf(e, stored))
+			}
 			failpoint.Hit("settled")
 			return result, nil
 		}
-		indexed := err == nil && complete(ack.Sequence-1)
-		if indexed && d.isLast(ctx, e.Identity.StateKey, stored) {
-			return result, nil
-		}
-		if certain && !indexed {
+		indexed := err == nil && d.complete(ctx, ack.Sequence-1)
+		if indexed {
+			last, passed := d.isLast(ctx, e.Identity.StateKey, stored)
+			if last {
+				return result, nil
+			}
+			if passed { // its mark was left behind
+				old = m.Token
+			}
+		} else if certain {
 			return Result{}, ErrDoubt
 		}
 		if ctx.Err() != nil {
@@ -108,37 +118,46 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 // mark announces the event's state and returns the mark with whose token it is
 // to be published, or the report stored last, of which the event is a copy. With
 // ErrDoubt the mark is the event's own.
-func (d *Deduper) mark(ctx context.Context, e *normalize.Event, own string, waited, certain bool, complete func(after uint64) bool) (under mark, known *entry, err error) {
+func (d *Deduper) mark(ctx context.Context, e *normalize.Event, own, old string, waited, certain bool, complete func(after uint64) bool) (under mark, known *entry, err error) {
 	window := d.windows.State
 	if e.Identity.Transition {
 		window = d.windows.Dedupe
 	}
 	now := e.Received.UnixNano()
 	ours := mark{State: e.Identity.State, Token: own, Received: now}
+	doubt := false
 	edit := func(last *entry) bool {
-		under, known, err = ours, nil, nil
+		under, known, doubt = ours, nil, false
 		other := last.otherThan(e.Identity.State)
-		between := func(received int64) bool {
-			return received < other && other < now || waited && now < other && other < received
+		between := func(received int64) bool { // or, of one that has waited, perhaps
+			return received < other && other < now || waited && min(now, received) < other
 		}
 		recent := func(received int64) bool { return time.Duration(now-received).Abs() < window }
+		if last.Mark != nil && last.Mark.Token == old {
+			last.Mark = nil
+		}
+		// Of one that has waited, also what was stored before the last report may
+		// have come between; and whoever joined it would be taken for it.
+		if waited && !d.complete(ctx, 0) {
+			doubt = true
+			return false
+		}
 		if m := last.Mark; m != nil && m.State == e.Identity.State && recent(m.Received) && !(waited && between(m.Received)) {
 			under = *m
 			return true
 		}
 		if last.Mark == nil && last.State == e.Identity.State && recent(last.Received) && !between(last.Received) {
-			if complete(last.Sequence) {
+			if waited || complete(last.Sequence) {
 				stored := *last
 				known = &stored
 				return true
 			}
-			if certain {
-				err = ErrDoubt
+			if doubt = true; certain {
 				return false
 			}
 		}
 		if waited && now < other {
-			return false // who joined it would be taken for this older one
+			return false
 		}
 		last.Mark = &ours
 		return true
@@ -147,10 +166,13 @@ func (d *Deduper) mark(ctx context.Context, e *normalize.Event, own string, wait
 	if failed != nil { // perhaps lost with a connection that is back by now
 		failed = d.change(ctx, e.Identity.StateKey, edit)
 	}
-	if failed != nil {
+	switch {
+	case failed != nil:
 		return ours, nil, fmt.Errorf("%w: %w", ErrDoubt, failed)
+	case doubt:
+		return ours, nil, ErrDoubt
 	}
-	return under, known, err
+	return under, known, nil
 }
 
 // settle records a stored report and removes its mark.
@@ -165,14 +187,27 @@ func (d *Deduper) settle(ctx context.Context, r report) error {
 	})
 }
 
-// isLast reports whether the entry names a report as the one stored last. It is
-// believed only if the entry can be written back.
-func (d *Deduper) isLast(ctx context.Context, key string, r entry) (last bool) {
+// unmark removes the mark of a report that is settled already. What is not, its
+// storer or the indexer settles: they know when it was received.
+func (d *Deduper) unmark(ctx context.Context, r report) error {
+	return d.change(ctx, r.key, func(e *entry) bool {
+		if e.Mark == nil || e.Mark.Token != r.token || e.before(r.stored) {
+			return false
+		}
+		e.Mark = nil
+		return true
+	})
+}
+
+// isLast reports whether the entry names a report as the one stored last, which
+// is believed only if it can be written back, or a later one.
+func (d *Deduper) isLast(ctx context.Context, key string, r entry) (last, passed bool) {
 	err := d.change(ctx, key, func(e *entry) bool {
 		last = e.Stream == r.Stream && e.Sequence == r.Sequence
+		passed = r.before(*e)
 		return last
 	})
-	return last && err == nil
+	return last && err == nil, passed
 }
 
 // changeTimeout bounds the attempts to change an entry that others change too.
