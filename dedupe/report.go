@@ -97,17 +97,17 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 			failpoint.Hit("settled")
 			return result, nil
 		}
-		indexed := err == nil && d.complete(ctx, ack.Sequence-1)
+		indexed := err == nil && d.complete(ctx, ack.Sequence)
+		last, passed := false, false
 		if indexed {
-			last, passed := d.isLast(ctx, e.Identity.StateKey, stored)
-			if last {
+			if last, passed = d.isLast(ctx, e.Identity.StateKey, stored); last {
 				return result, nil
-			}
-			if passed { // its mark was left behind
-				old = m.Token
 			}
 		} else if certain {
 			return Result{}, ErrDoubt
+		}
+		if !indexed || passed { // in doubt it is stored; or the mark was left behind
+			old = m.Token
 		}
 		if ctx.Err() != nil {
 			return Result{}, fmt.Errorf("%w: %w", bus.ErrUnavailable, ctx.Err())
@@ -199,12 +199,13 @@ func (d *Deduper) unmark(ctx context.Context, r report) error {
 	})
 }
 
-// isLast reports whether the entry names a report as the one stored last, which
-// is believed only if it can be written back, or a later one.
+// isLast reports whether the entry, which may not be settled yet, names no later
+// report than one of which all that comes after it is indexed. It is believed
+// only if the entry can be written back. Passed: it names a later one.
 func (d *Deduper) isLast(ctx context.Context, key string, r entry) (last, passed bool) {
 	err := d.change(ctx, key, func(e *entry) bool {
-		last = e.Stream == r.Stream && e.Sequence == r.Sequence
 		passed = r.before(*e)
+		last = !passed
 		return last
 	})
 	return last && err == nil, passed
