@@ -46,6 +46,7 @@ type Spool struct {
 	reason atomic.Pointer[string]
 	damage atomic.Pointer[string]
 	broken atomic.Bool // to be opened anew
+	slow   atomic.Bool // to be probed
 	full   atomic.Bool
 
 	mu    sync.RWMutex // the store is not closed under those who use it
@@ -79,10 +80,10 @@ func (s Spooled) stateKey() string {
 const (
 	spoolStream  = "SPOOL"
 	spoolSubject = "spool"
-	probeStream  = "PROBE" // shows that the disk takes writes
-	probeSubject = "probe"
+	probeBytes   = 256 << 10              // what the disk must have room for
 	spoolTimeout = 800 * time.Millisecond // for one write or read
-	spoolRetry   = 500 * time.Millisecond // between attempts to hand over, or to open
+	spoolRetry   = 500 * time.Millisecond // between attempts to hand over
+	spoolReopen  = time.Second
 	spoolWorkers = 16
 	// What is read ahead, and so may be handed over at the same time.
 	spoolBatch      = 64
@@ -171,7 +172,7 @@ func (s *Spool) open(ctx context.Context) bool {
 	st, messages, err := s.openStore(ctx)
 	s.broken.Store(err != nil)
 	if err != nil {
-		s.problem(err.Error())
+		s.problem(fmt.Sprintf("opening %s fails: %v", s.cfg.Dir, err))
 		return false
 	}
 	s.store = st
@@ -197,6 +198,9 @@ func (s *Spool) problem(reason string) {
 }
 
 func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, messages uint64, err error) {
+	if err := s.probeDisk(); err != nil {
+		return nil, 0, err
+	}
 	_, err = os.Stat(s.streamDir())
 	existed, before := err == nil, s.blocks()
 	st := &spoolStore{}
@@ -222,7 +226,7 @@ func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, messages uint64, 
 	if existed {
 		// Made anew, it would forget what it held.
 		if _, err := st.js.Stream(ctx, spoolStream); errors.Is(err, jetstream.ErrStreamNotFound) {
-			return nil, 0, fmt.Errorf("%s holds a stream that cannot be read (the log says why): restore it, or move it away and lose what is in it", s.cfg.Dir)
+			return nil, 0, errors.New("it holds a stream that cannot be read (the log says why): restore it, or move it away and lose what is in it")
 		}
 	}
 	st.stream, err = st.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
@@ -236,15 +240,6 @@ func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, messages uint64, 
 	})
 	if err != nil {
 		return nil, 0, err
-	}
-	_, err = st.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: probeStream, Subjects: []string{probeSubject}, Storage: jetstream.FileStorage, MaxMsgs: 1,
-	})
-	if err != nil {
-		return nil, 0, err
-	}
-	if _, err = st.js.Publish(ctx, probeSubject, nil, jetstream.WithRetryAttempts(0)); err != nil {
-		return nil, 0, fmt.Errorf("writing to %s fails: %w", s.cfg.Dir, err)
 	}
 	info, err := st.stream.Info(ctx)
 	if err != nil {
@@ -333,12 +328,35 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
 }
 
-// fail has the store opened anew. What the matter is, its server has logged.
+// fail has the store opened anew, or, if it only did not answer in time, probed.
+// What the matter is, its server has logged.
 func (s *Spool) fail(what string, err error) error {
-	s.broken.Store(true)
-	s.problem(fmt.Sprintf("%s in %s fails: %v", what, s.cfg.Dir, err))
+	if errors.Is(err, context.DeadlineExceeded) {
+		s.slow.Store(true)
+	} else {
+		s.broken.Store(true)
+		s.problem(fmt.Sprintf("%s in %s fails: %v", what, s.cfg.Dir, err))
+	}
 	s.notify()
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
+}
+
+// probe finds out whether the disk takes writes and the server answers.
+func (s *Spool) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	_, err := s.store.stream.Info(ctx)
+	return cmp.Or(err, s.probeDisk())
+}
+
+func (s *Spool) probeDisk() error {
+	file, err := os.CreateTemp(s.cfg.Dir, "probe")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file.Name())
+	_, err = file.Write(make([]byte, probeBytes))
+	return cmp.Or(err, file.Sync(), file.Close())
 }
 
 func (s *Spool) notify() {
@@ -401,8 +419,13 @@ func decodeSpooled(msg *jetstream.RawStreamMsg) Spooled {
 func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled) error) {
 	limit := spoolBatch
 	for ctx.Err() == nil {
+		if s.slow.Swap(false) && !s.broken.Load() {
+			if err := s.probe(ctx); err != nil && ctx.Err() == nil {
+				s.fail("writing", err)
+			}
+		}
 		if s.broken.Load() && !s.open(ctx) {
-			wait(ctx, spoolRetry)
+			wait(ctx, spoolReopen)
 			continue
 		}
 		n, err := s.drain(ctx, limit, handOver)
