@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/hookbus/bridge/bus"
@@ -190,4 +191,13 @@ func TestWarnings(t *testing.T) {
 			mustPublish(t, b, newEvent(t, 1))
 		})
 	}
+}
+
+// The quarantine's size is reserved when it is made. A disk with less room is
+// no riddle.
+func TestNoRoomForTheQuarantine(t *testing.T) {
+	b := open(t, external(natstest.Server(t, func(o *server.Options) { o.JetStreamMaxStore = 32 << 20 })))
+	waitProblem(t, b, "stream WEBHOOKS_QUARANTINE: ")
+	waitProblem(t, b, "it is to hold 67108864 bytes: free as much on the server's disk, or set BRIDGE_QUARANTINE_MAX_BYTES to less")
+	mustPublish(t, b, newEvent(t, 1))
 }
