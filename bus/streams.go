@@ -121,7 +121,7 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.Strea
 	defer cancel()
 	name := want.config.Name
 	fail := func(err error) *jetstream.StreamInfo {
-		if errors.Is(err, nats.ErrNoResponders) {
+		if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded) {
 			err = ErrNoJetStream
 		}
 		st.problem("stream %s: %v", name, err)
