@@ -131,10 +131,20 @@ func same(a, b *State) bool {
 // of an earlier stream of that name is not in this one. The error is that of
 // asking the server.
 func (b *Bus) Incarnation(ctx context.Context) (time.Time, error) {
+	return b.created(ctx, time.Second)
+}
+
+// NewIncarnation is [Bus.Incarnation] for who has heard of a later stream: it
+// asks the server in any case.
+func (b *Bus) NewIncarnation(ctx context.Context) (time.Time, error) {
+	return b.created(ctx, 0)
+}
+
+func (b *Bus) created(ctx context.Context, fresh time.Duration) (time.Time, error) {
 	in := &b.incarnation
 	in.Lock()
 	defer in.Unlock()
-	if time.Since(in.asked) < time.Second {
+	if time.Since(in.asked) < fresh {
 		return in.created, in.err
 	}
 	// The answer, and a failure too, is for all who wait behind this caller, so
