@@ -1,10 +1,12 @@
 package bus_test
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/hookbus/bridge/bus"
@@ -58,7 +60,17 @@ func TestRefusedStreams(t *testing.T) {
 				create(t, js, map[string]jetstream.StreamConfig{"": {Name: "ORIGIN", Subjects: []string{"webhooks.>"}}})
 			}
 			create(t, js, map[string]jetstream.StreamConfig{"": events(test.change)})
-			wantRefused(t, open(t, external(s)), "stream WEBHOOKS: ", test.want)
+			b := open(t, external(s))
+			wantRefused(t, b, "stream WEBHOOKS: ", test.want)
+			if test.name == "mirror" {
+				return // another stream is to be named
+			}
+			for _, problem := range b.State().Problems {
+				follow(t, js, problem)
+			}
+			b.Wake()
+			waitReady(t, b)
+			mustPublish(t, b, newEvent(t, 1))
 		})
 	}
 	t.Run("sealed", func(t *testing.T) {
@@ -71,6 +83,9 @@ func TestRefusedStreams(t *testing.T) {
 		b.Wake()
 		waitProblem(t, b, "sealed")
 		wantRefused(t, b, "stream WEBHOOKS: ", "sealed")
+		follow(t, b.JetStream(), b.State().Problems[0])
+		b.Wake()
+		waitReady(t, b)
 	})
 	t.Run("quarantine", func(t *testing.T) {
 		s := natstest.Server(t)
@@ -161,6 +176,189 @@ func TestPublishGoesOnWithoutTheBucket(t *testing.T) {
 	mustPublish(t, b, newEvent(t, 1))
 }
 
+// follow does what the command at the end of a problem or warning does: nats
+// stream edit, nats stream rm or nats kv del. The flags are those of natscli.
+func follow(t *testing.T, js jetstream.JetStream, advice string) {
+	t.Helper()
+	i := strings.LastIndex(advice, "nats ")
+	if i < 0 {
+		t.Fatalf("no command in %q", advice)
+	}
+	command, _, _ := strings.Cut(advice[i:], ", and ")
+	words := strings.Fields(strings.NewReplacer("'", "", "=", " ").Replace(command))
+	name := words[3]
+	switch strings.Join(words[:3], " ") {
+	case "nats kv del":
+		name = "KV_" + name
+		fallthrough
+	case "nats stream rm":
+		if err := js.DeleteStream(t.Context(), name); err != nil {
+			t.Fatalf("%s: %v", command, err)
+		}
+		return
+	case "nats stream edit":
+	default:
+		t.Fatalf("no command of natscli: %s", command)
+	}
+	c := streamInfo(t, js, name).Config
+	value := ""
+	if len(words) > 5 {
+		value = words[5]
+	}
+	switch flag := words[4]; flag {
+	case "--ack":
+		c.NoAck = false
+	case "--no-discard-per-subject":
+		c.DiscardNewPerSubject = false
+	case "--discard":
+		c.Discard = jetstream.DiscardNew
+	case "--retention":
+		c.Retention = jetstream.LimitsPolicy
+	case "--subjects":
+		c.Subjects = strings.Split(value, ",")
+	case "--max-msgs-per-subject":
+		c.MaxMsgsPerSubject = -1
+	case "--max-msg-size":
+		c.MaxMsgSize = -1
+	case "--max-msgs":
+		c.MaxMsgs = -1
+	case "--max-bytes":
+		c.MaxBytes = map[string]int64{"-1": -1, "1GB": 1 << 30}[value]
+	case "--dupe-window":
+		c.Duplicates = duration(t, value)
+	case "--max-age":
+		c.MaxAge = duration(t, value)
+	default:
+		t.Fatalf("unknown flag in %s", command)
+	}
+	if _, err := js.UpdateStream(t.Context(), c); err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+}
+
+func duration(t *testing.T, text string) time.Duration {
+	t.Helper()
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// Where a stream has to be made anew, the server leaves no other way.
+func TestServerDoesNotChange(t *testing.T) {
+	for _, test := range []struct {
+		name          string
+		wrong, mended func(*jetstream.StreamConfig)
+	}{
+		{"memory storage", func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage }, func(c *jetstream.StreamConfig) { c.Storage = jetstream.FileStorage }},
+		{"persist mode async", func(c *jetstream.StreamConfig) { c.PersistMode = jetstream.AsyncPersistMode }, func(c *jetstream.StreamConfig) { c.PersistMode = jetstream.DefaultPersistMode }},
+		{"retention workqueue", func(c *jetstream.StreamConfig) { c.Retention = jetstream.WorkQueuePolicy }, func(c *jetstream.StreamConfig) { c.Retention = jetstream.LimitsPolicy }},
+		{"sealed", nil, func(c *jetstream.StreamConfig) { c.Sealed = false }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			js := jetStream(t, natstest.Server(t).ClientURL())
+			wrong := test.wrong
+			if wrong == nil {
+				wrong = func(*jetstream.StreamConfig) {}
+			}
+			create(t, js, map[string]jetstream.StreamConfig{"": events(wrong)})
+			c := streamInfo(t, js, "WEBHOOKS").Config
+			if test.wrong == nil { // only an existing stream can be sealed
+				c.Sealed = true
+				if _, err := js.UpdateStream(t.Context(), c); err != nil {
+					t.Fatal(err)
+				}
+			}
+			test.mended(&c)
+			if _, err := js.UpdateStream(t.Context(), c); err == nil {
+				t.Error("the server changes it: say how instead of having the stream made anew")
+			}
+		})
+	}
+}
+
+// Without a variable that has an effect only the command is named.
+func TestAdviceForUnmanagedStreams(t *testing.T) {
+	s := natstest.Server(t)
+	all := somebodyElses()
+	change(all, "WEBHOOKS", func(c *jetstream.StreamConfig) { c.Duplicates = time.Minute })
+	create(t, jetStream(t, s.ClientURL()), all)
+	cfg := external(s)
+	cfg.Manage = false
+	b := openReady(t, cfg)
+	warnings := strings.Join(b.State().Warnings, "\n")
+	if !strings.Contains(warnings, "nats stream edit WEBHOOKS --dupe-window 10m0s") || strings.Contains(warnings, "set BRIDGE_") {
+		t.Errorf("warnings: %q", warnings)
+	}
+}
+
+func change(all map[string]jetstream.StreamConfig, name string, f func(*jetstream.StreamConfig)) {
+	c := all[name]
+	f(&c)
+	all[name] = c
+}
+
+const bucketStream = "KV_webhooks-dedupe"
+
+// What makes the bucket useless is a problem, as its absence is; events are
+// stored all the same.
+func TestUselessBucket(t *testing.T) {
+	for _, test := range []struct {
+		name, want string
+		change     func(*jetstream.StreamConfig)
+	}{
+		{"mirror", "it is a mirror", func(c *jetstream.StreamConfig) {
+			*c = jetstream.StreamConfig{Name: c.Name, MaxMsgsPerSubject: 1, Mirror: &jetstream.StreamSource{Name: "KV_origin"}}
+		}},
+		{"interest", "retention interest", func(c *jetstream.StreamConfig) { c.Retention = jetstream.InterestPolicy }},
+		{"work queue", "retention workqueue", func(c *jetstream.StreamConfig) { c.Retention = jetstream.WorkQueuePolicy }},
+		{"no acknowledgements", "no_ack", func(c *jetstream.StreamConfig) { c.NoAck = true }},
+		{"discard new per subject", "discard_new_per_subject", func(c *jetstream.StreamConfig) { c.DiscardNewPerSubject = true }},
+		{"sealed", "it is sealed", nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := natstest.Server(t)
+			js := jetStream(t, s.ClientURL())
+			all := somebodyElses()
+			if test.name == "mirror" {
+				create(t, js, map[string]jetstream.StreamConfig{"": {Name: "KV_origin", Subjects: []string{"$KV.origin.>"}, MaxMsgsPerSubject: 1}})
+			}
+			if test.change != nil {
+				change(all, bucketStream, test.change)
+			}
+			create(t, js, all)
+			if test.change == nil {
+				c := streamInfo(t, js, bucketStream).Config
+				c.Sealed = true
+				if _, err := js.UpdateStream(t.Context(), c); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b := open(t, external(s))
+			waitProblem(t, b, "bucket webhooks-dedupe: "+test.want)
+			mustPublish(t, b, newEvent(t, 1))
+			for _, problem := range b.State().Problems {
+				follow(t, js, problem)
+			}
+			b.Wake()
+			waitReady(t, b)
+			kv, err := js.KeyValue(t.Context(), "webhooks-dedupe")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if _, err := kv.PutString(t.Context(), "name", "value"); err != nil {
+					t.Errorf("the mended bucket takes no names: %v", err)
+				}
+			}
+			if _, err := kv.Get(t.Context(), "name"); err != nil {
+				t.Errorf("the mended bucket keeps no names: %v", err)
+			}
+		})
+	}
+}
+
 func TestWarnings(t *testing.T) {
 	for _, test := range []struct {
 		name, want string
@@ -168,26 +366,162 @@ func TestWarnings(t *testing.T) {
 	}{
 		{"one replica", "stream WEBHOOKS: a 200 means written by one server, which may not have synced it to disk", func(map[string]jetstream.StreamConfig) {}},
 		{"short duplicate window", "stream WEBHOOKS: its duplicate window is 1m0s, less than the 10m0s asked for", func(all map[string]jetstream.StreamConfig) {
-			c := all["WEBHOOKS"]
-			c.Duplicates = time.Minute
-			all["WEBHOOKS"] = c
+			change(all, "WEBHOOKS", func(c *jetstream.StreamConfig) { c.Duplicates = time.Minute })
+		}},
+		{"short age of events", "stream WEBHOOKS: it keeps events for 2h0m0s, less than the dedupe window", func(all map[string]jetstream.StreamConfig) {
+			change(all, "WEBHOOKS", func(c *jetstream.StreamConfig) { c.MaxAge = 2 * time.Hour })
+		}},
+		{"unlimited quarantine", "stream WEBHOOKS_QUARANTINE: it has no limit of age, size or count", func(all map[string]jetstream.StreamConfig) {
+			change(all, "WEBHOOKS_QUARANTINE", func(c *jetstream.StreamConfig) { c.MaxAge, c.MaxBytes, c.MaxMsgs = 0, -1, -1 })
 		}},
 		{"short TTL of the bucket", "bucket webhooks-dedupe: its TTL is 1h0m0s, less than the 168h0m0s asked for", func(all map[string]jetstream.StreamConfig) {
-			c := all["KV_webhooks-dedupe"]
-			c.MaxAge = time.Hour
-			all["KV_webhooks-dedupe"] = c
+			change(all, bucketStream, func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour })
+		}},
+		{"memory storage of the bucket", "bucket webhooks-dedupe: memory storage", func(all map[string]jetstream.StreamConfig) {
+			change(all, bucketStream, func(c *jetstream.StreamConfig) {
+				c.Storage, c.Compression = jetstream.MemoryStorage, jetstream.NoCompression
+			})
+		}},
+		{"async persistence of the bucket", "bucket webhooks-dedupe: persist mode async", func(all map[string]jetstream.StreamConfig) {
+			change(all, bucketStream, func(c *jetstream.StreamConfig) { c.PersistMode = jetstream.AsyncPersistMode })
+		}},
+		{"bucket that drops old names", "bucket webhooks-dedupe: it drops old names when full", func(all map[string]jetstream.StreamConfig) {
+			change(all, bucketStream, func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld })
+		}},
+		{"small values", "bucket webhooks-dedupe: its max_msg_size of 100 is less", func(all map[string]jetstream.StreamConfig) {
+			change(all, bucketStream, func(c *jetstream.StreamConfig) { c.MaxMsgSize = 100 })
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := natstest.Server(t)
+			js := jetStream(t, s.ClientURL())
 			all := somebodyElses()
 			test.change(all)
-			create(t, jetStream(t, s.ClientURL()), all)
+			create(t, js, all)
 			b := openReady(t, external(s))
-			if warnings := strings.Join(b.State().Warnings, "\n"); !strings.Contains(warnings, test.want) {
-				t.Errorf("warnings: got %q, want %q among them", warnings, test.want)
+			warning := func() string {
+				for _, w := range b.State().Warnings {
+					if strings.HasPrefix(w, test.want) {
+						return w
+					}
+				}
+				return ""
 			}
-			mustPublish(t, b, newEvent(t, 1))
+			if warning() == "" {
+				t.Fatalf("warnings: got %q, want %q among them", b.State().Warnings, test.want)
+			}
+			if test.name != "small events" {
+				mustPublish(t, b, newEvent(t, 1))
+			}
+			if test.name == "one replica" {
+				return // more need more servers
+			}
+			follow(t, js, warning())
+			natstest.Eventually(t, within, "the warning is gone", func() bool {
+				b.Wake()
+				return warning() == "" && b.State().Ready()
+			})
 		})
 	}
+	t.Run("dedupe window shorter than redelivery", func(t *testing.T) {
+		cfg := external(natstest.Server(t))
+		cfg.DedupeWindow = 24 * time.Hour
+		b := openReady(t, cfg)
+		wantWarning(t, b, "bucket webhooks-dedupe: its TTL is 24h0m0s, and a provider may try again for 25h0m0s")
+	})
+}
+
+func wantWarning(t *testing.T, b *bus.Bus, text string) {
+	t.Helper()
+	waitState(t, b, "a warning: "+text, func(st *bus.State) bool { return strings.Contains(strings.Join(st.Warnings, "\n"), text) })
+}
+
+// A full stream of events is a problem. A full bucket or quarantine is not:
+// events are stored all the same.
+func TestFullIsReported(t *testing.T) {
+	s := natstest.Server(t)
+	js := jetStream(t, s.ClientURL())
+	all := somebodyElses()
+	change(all, "WEBHOOKS", func(c *jetstream.StreamConfig) { c.MaxMsgs, c.MaxMsgSize = 20, -1 })
+	change(all, "WEBHOOKS_QUARANTINE", func(c *jetstream.StreamConfig) { c.MaxBytes = 40 << 10 })
+	change(all, bucketStream, func(c *jetstream.StreamConfig) { c.MaxMsgs = 20 })
+	create(t, js, all)
+	b := openReady(t, external(s))
+	quarantine := func(body string) {
+		err := b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "type_missing", Body: []byte(body), Received: received})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	puts := 0
+	put := func() {
+		puts++
+		if _, err := b.State().Bucket().PutString(t.Context(), strconv.Itoa(puts), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	for i := range 19 {
+		mustPublish(t, b, newEvent(t, i))
+		put()
+	}
+	quarantine(strings.Repeat("x", 37<<10))
+	b.Wake()
+	wantWarning(t, b, "stream WEBHOOKS: nine tenths of its max_msgs are used, after that it takes no more events")
+	wantWarning(t, b, "bucket webhooks-dedupe: nine tenths of its max_msgs are used")
+	wantWarning(t, b, "stream WEBHOOKS_QUARANTINE: nine tenths of its max_bytes are used")
+	if st := b.State(); !st.Ready() {
+		t.Errorf("problems: %q", st.Problems)
+	}
+
+	put()
+	for i := 0; streamInfo(t, js, "WEBHOOKS_QUARANTINE").State.Bytes < 40<<10-512; i++ {
+		quarantine(strconv.Itoa(i))
+	}
+	b.Wake()
+	wantWarning(t, b, "bucket webhooks-dedupe: its max_msgs is reached, it takes no more names")
+	wantWarning(t, b, "stream WEBHOOKS_QUARANTINE: its max_bytes is reached")
+	if st := b.State(); !st.Ready() {
+		t.Errorf("problems: %q", st.Problems)
+	}
+	mustPublish(t, b, newEvent(t, "last"))
+	b.Wake()
+	waitProblem(t, b, "stream WEBHOOKS: its max_msgs is reached, it takes no more events; nats stream edit WEBHOOKS --max-msgs=-1")
+	follow(t, js, b.State().Problems[0])
+	for _, w := range b.State().Warnings {
+		if strings.Contains(w, "is reached") {
+			follow(t, js, w)
+		}
+	}
+	b.Wake()
+	waitState(t, b, "room again", func(st *bus.State) bool {
+		return st.Ready() && !strings.Contains(strings.Join(st.Warnings, "\n"), "is reached")
+	})
+	mustPublish(t, b, newEvent(t, "more"))
+	put()
+}
+
+// A refused publish has the streams looked at: the reason does not wait for the
+// next minute.
+func TestFullStreamIsReportedAtOnce(t *testing.T) {
+	cfg := external(natstest.Server(t))
+	cfg.StreamMaxBytes = 16 << 10
+	b := openReady(t, cfg)
+	for i := 0; ; i++ {
+		if _, err := b.Publish(t.Context(), newEvent(t, i)); err != nil {
+			break
+		}
+	}
+	waitState(t, b, "it is said", func(st *bus.State) bool {
+		return strings.Contains(strings.Join(append(st.Problems, st.Warnings...), "\n"), "max_bytes")
+	})
+}
+
+// The quarantine's size is reserved when it is made. A disk with less room is
+// no riddle.
+func TestNoRoomForTheQuarantine(t *testing.T) {
+	b := open(t, external(natstest.Server(t, func(o *server.Options) { o.JetStreamMaxStore = 32 << 20 })))
+	waitProblem(t, b, "stream WEBHOOKS_QUARANTINE: ")
+	waitProblem(t, b, "it is to hold 67108864 bytes: free as much on the server's disk, or set BRIDGE_QUARANTINE_MAX_BYTES to less")
+	mustPublish(t, b, newEvent(t, 1))
 }

@@ -121,7 +121,7 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.Strea
 	defer cancel()
 	name := want.config.Name
 	fail := func(err error) *jetstream.StreamInfo {
-		if errors.Is(err, nats.ErrNoResponders) {
+		if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded) {
 			err = ErrNoJetStream
 		}
 		st.problem("stream %s: %v", name, err)
@@ -140,8 +140,13 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.Strea
 		}
 	}
 	if err != nil {
-		if n := want.config.MaxBytes; n > 0 && !errors.Is(err, nats.ErrNoResponders) {
-			err = fmt.Errorf("%w (it is to hold %d bytes)", err, n)
+		var api *jetstream.APIError
+		if n := want.config.MaxBytes; n > 0 && errors.As(err, &api) { // which is reserved at once
+			variable := "STREAM_MAX_BYTES"
+			if name == b.cfg.QuarantineStream {
+				variable = "QUARANTINE_MAX_BYTES"
+			}
+			err = fmt.Errorf("%w (it is to hold %d bytes: free as much on the server's disk, or set BRIDGE_%s to less)", err, n, variable)
 		}
 		return fail(err)
 	}

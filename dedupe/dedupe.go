@@ -40,8 +40,9 @@ type Result struct {
 
 // Deduper is safe for concurrent use.
 type Deduper struct {
-	index       index
-	incarnation func(context.Context) (time.Time, error)
+	index index
+	// incarnation may be a second old; newIncarnation is not.
+	incarnation, newIncarnation func(context.Context) (time.Time, error)
 	// complete waits a moment until all that the stream held at the call after
 	// a sequence is indexed, and reports whether it is.
 	complete func(ctx context.Context, after uint64) bool
@@ -53,10 +54,11 @@ type Deduper struct {
 // New returns a deduper over the bus's bucket.
 func New(b *bus.Bus, w Windows, reg prometheus.Registerer) (*Deduper, error) {
 	d := &Deduper{
-		index:       bucket{b},
-		incarnation: b.Incarnation,
-		complete:    func(ctx context.Context, after uint64) bool { return complete(ctx, b, after) },
-		windows:     w,
+		index:          bucket{b},
+		incarnation:    b.Incarnation,
+		newIncarnation: b.NewIncarnation,
+		complete:       func(ctx context.Context, after uint64) bool { return complete(ctx, b, after) },
+		windows:        w,
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bridge_dedupe_errors_total",
 			Help: "Reads and writes of the dedupe bucket that failed; the stream's duplicate window protects meanwhile.",
@@ -180,6 +182,9 @@ func (d *Deduper) read(ctx context.Context, name string) (entry, uint64, error) 
 	e := decodeEntry(value)
 	if e.Sequence != 0 {
 		created, err := d.incarnation(ctx)
+		if err == nil && e.Stream > created.UnixNano() { // made just now, or replaced by a backup
+			created, err = d.newIncarnation(ctx)
+		}
 		if err != nil {
 			d.errors.Inc()
 			return entry{}, 0, err
