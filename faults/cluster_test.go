@@ -157,10 +157,18 @@ func (c *cluster) leader(stream string) int {
 }
 
 // stepDown has the leader of a stream or consumer ("STREAM", "WEBHOOKS") hand
-// over to another.
-func (c *cluster) stepDown(kind string, names ...string) error {
+// over to another. It waits some seconds for one that can.
+func (c *cluster) stepDown(kind string, names ...string) (err error) {
+	until(8*time.Second, func() bool {
+		err = c.tryStepDown(kind, names)
+		return err == nil
+	})
+	return err
+}
+
+func (c *cluster) tryStepDown(kind string, names []string) error {
 	subject := "$JS.API." + kind + ".LEADER.STEPDOWN." + strings.Join(names, ".")
-	msg, err := c.nc.Request(subject, nil, 2*time.Second)
+	msg, err := c.nc.Request(subject, nil, time.Second)
 	if err != nil {
 		return err
 	}
@@ -206,7 +214,7 @@ func (c *cluster) heal() error {
 
 // read hands every message of a stream to the function, in order. Without such
 // a stream there are none.
-func (c *cluster) read(ctx context.Context, stream string, each func(sequence uint64, h nats.Header, body []byte)) error {
+func (c *cluster) read(ctx context.Context, stream string, each func(sequence uint64, msg jetstream.Msg)) error {
 	s, err := c.js.Stream(ctx, stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil
@@ -235,7 +243,7 @@ func (c *cluster) read(ctx context.Context, stream string, each func(sequence ui
 		if err != nil {
 			return err
 		}
-		each(meta.Sequence.Stream, msg.Headers(), msg.Data())
+		each(meta.Sequence.Stream, msg)
 		if meta.Sequence.Stream >= last {
 			return nil
 		}

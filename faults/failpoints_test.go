@@ -4,7 +4,6 @@ package faults
 
 import (
 	"context"
-	"errors"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -16,8 +15,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/nats-io/nats.go"
 )
 
 // point is a place in the bridge's way at which its process dies.
@@ -121,7 +118,7 @@ func (p point) test(t *testing.T, o *occurrence) {
 		start()
 	}
 	if err := b.waitKilled(20 * time.Second); err != nil {
-		t.Fatalf("it did not die at %s: %v\n%s%s", p.name, err, history(o, nil), b.tail(t))
+		t.Fatalf("it did not die at %s: %v\n%v\n%s", p.name, err, o.deliveries, b.tail(t))
 	}
 	b.env = slices.DeleteFunc(slices.Clone(b.env), func(s string) bool { return strings.HasPrefix(s, "FAILPOINT=") })
 	if err := b.start(); err != nil {
@@ -148,42 +145,13 @@ func (p point) test(t *testing.T, o *occurrence) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	v, err := judge(ctx, c, s)
+	v, err := judge(ctx, c, s, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if v.bad() || v.limit > 0 || v.inStream+v.quarantined != 1 {
-		t.Errorf("lost %d, twice %d, stored %d and %d:\n%s%s\n%s", v.lost, v.twice+v.limit, v.inStream, v.quarantined, strings.Join(v.offenders, "\n"), history(o, nil), b.tail(t))
+		t.Errorf("lost %d, twice %d, not indexed %d, stored %d and %d:\n%s%s\n%s", v.lost, v.twice+v.limit, v.unindexed, v.inStream, v.quarantined, strings.Join(v.offenders, "\n"), v.history(o, nil), b.tail(t))
 	}
-	if err := c.named(ctx); err != nil {
-		t.Error(err)
-	}
-}
-
-// named returns an error unless each stored event is in the bucket under all
-// its names, as it is to be when it is indexed.
-func (c *cluster) named(ctx context.Context) error {
-	kv, err := c.js.KeyValue(ctx, bucket)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	err = c.read(ctx, eventStream, func(sequence uint64, h nats.Header, _ []byte) {
-		names := strings.Split(h.Get("Bridge-Aliases"), ",")
-		for _, name := range append(names, h.Get("Bridge-Key"), h.Get("Bridge-State-Key")) {
-			if name == "" {
-				continue
-			}
-			e, err := kv.Get(ctx, name)
-			if err == nil && !strings.Contains(string(e.Value()), `"seq":`+strconv.FormatUint(sequence, 10)+",") {
-				err = errors.New("it names another message: " + string(e.Value()))
-			}
-			if err != nil {
-				errs = append(errs, errors.New("message "+strconv.FormatUint(sequence, 10)+" in the bucket: "+err.Error()))
-			}
-		}
-	})
-	return errors.Join(append(errs, err)...)
 }
 
 // pointsInCode returns the names with which the project calls failpoint.Hit.

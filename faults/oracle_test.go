@@ -6,12 +6,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // stored is a message that was found.
@@ -34,13 +36,15 @@ type verdict struct {
 	wrongID     int // answered with an id under which it is not stored
 	refused     int // not answered 200 even at the end
 	order       int // sequences of reports that are stored in another order
+	unindexed   int // names that the bucket has not, or with another message
 	inStream    int
 	quarantined int
 	offenders   []string
+	faults      []event
 }
 
 func (v *verdict) bad() bool {
-	return v.lost+v.twice+v.never+v.altered+v.wrongID+v.refused > 0
+	return v.lost+v.twice+v.never+v.altered+v.wrongID+v.refused+v.unindexed > 0
 }
 
 func (v *verdict) offend(format string, args ...any) {
@@ -50,9 +54,12 @@ func (v *verdict) offend(format string, args ...any) {
 	}
 }
 
-// judge reads all that is stored and compares it with all that was sent.
-func judge(ctx context.Context, c *cluster, s *sender) (*verdict, error) {
-	v := &verdict{}
+// judge reads all that is stored and compares it with all that was sent. It
+// begins when all is well and indexed.
+func judge(ctx context.Context, c *cluster, s *sender, faults []event) (*verdict, error) {
+	v := &verdict{faults: faults}
+	_, err := s.bridges[0].spooled()
+	spool := err == nil
 	// What was sent, by what is counted.
 	units := make(map[string][]*occurrence)
 	reports := make(map[string]bool)
@@ -66,6 +73,7 @@ func judge(ctx context.Context, c *cluster, s *sender) (*verdict, error) {
 	}
 	found := make(map[string][]stored)
 	states := make(map[string][]string) // of a sequence, as they are stored
+	names := make(map[string]uint64)    // that are to be in the bucket
 	keep := func(unit string, m stored, body []byte) {
 		sent, known := units[unit]
 		if !known {
@@ -77,15 +85,19 @@ func judge(ctx context.Context, c *cluster, s *sender) (*verdict, error) {
 		o := sent[0]
 		if o.unreadable != (m.stream == quarantineStream) && (o.digest == "" || o.unreadable) {
 			v.altered++
-			v.offend("in the wrong stream: %v\n%s", m, history(o, nil))
+			v.offend("in the wrong stream: %v\n%s", m, v.history(o, nil))
 		}
 		if body != nil && !slices.ContainsFunc(sent, func(o *occurrence) bool { return o.sent(sha256.Sum256(body)) }) {
 			v.altered++
-			v.offend("stored with another body: %v: %.200q\n%s", m, body, history(o, nil))
+			v.offend("stored with another body: %v: %.200q\n%s", m, body, v.history(o, nil))
 		}
 	}
-	err := c.read(ctx, eventStream, func(sequence uint64, h nats.Header, body []byte) {
+	err = c.read(ctx, eventStream, func(sequence uint64, msg jetstream.Msg) {
+		h, body := msg.Headers(), msg.Data()
 		v.inStream++
+		for _, name := range namesOf(h) {
+			names[name] = sequence // of a thing with several reports the last
+		}
 		m := stored{eventStream, sequence, h.Get("ce-id"), h.Get("ce-subject")}
 		if ref := h.Get("ce-dataref"); ref != "" && len(body) == 0 {
 			var err error
@@ -107,7 +119,8 @@ func judge(ctx context.Context, c *cluster, s *sender) (*verdict, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", eventStream, err)
 	}
-	err = c.read(ctx, quarantineStream, func(sequence uint64, h nats.Header, body []byte) {
+	err = c.read(ctx, quarantineStream, func(sequence uint64, msg jetstream.Msg) {
+		h, body := msg.Headers(), msg.Data()
 		v.quarantined++
 		m := stored{quarantineStream, sequence, h.Get("Nats-Msg-Id"), ""}
 		if len(body) == 0 {
@@ -121,8 +134,22 @@ func judge(ctx context.Context, c *cluster, s *sender) (*verdict, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", quarantineStream, err)
 	}
+	err = c.read(ctx, "KV_"+bucket, func(_ uint64, msg jetstream.Msg) {
+		var e struct{ Seq uint64 }
+		name := strings.TrimPrefix(msg.Subject(), "$KV."+bucket+".")
+		if json.Unmarshal(msg.Data(), &e) == nil && e.Seq == names[name] {
+			delete(names, name)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the bucket: %w", err)
+	}
+	v.unindexed = len(names)
+	for name, sequence := range names {
+		v.offend("not in the bucket: message %d under %s", sequence, name)
+	}
 	for unit, sent := range units {
-		v.count(sent, found[unit])
+		v.count(sent, found[unit], spool)
 	}
 	for marker, q := range s.sequences {
 		v.inOrder(q, states[marker])
@@ -132,58 +159,64 @@ func judge(ctx context.Context, c *cluster, s *sender) (*verdict, error) {
 
 // count compares what was sent of one unit with what is stored of it. There is
 // more than one occurrence only of a report that was made again.
-func (v *verdict) count(sent []*occurrence, found []stored) {
+func (v *verdict) count(sent []*occurrence, found []stored, spool bool) {
 	want, limit := 0, 0
 	for _, o := range sent {
 		if o.answered() {
 			want++
 		} else {
 			v.refused++
-			v.offend("not answered 200 at the end\n%s", history(o, found))
+			v.offend("not answered 200 at the end\n%s", v.history(o, found))
 		}
-		limit += o.limit()
+		limit += o.limit(spool)
 	}
 	unanswered := len(sent) - want
 	switch n := len(found); {
 	case n < want:
 		v.lost += want - n
-		v.offend("LOST: %d of %d stored\n%s", n, want, histories(sent, found))
+		v.offend("LOST: %d of %d stored\n%s", n, want, v.histories(sent, found))
 	case n > want+unanswered:
 		// Within the documented limit as far as it goes, no further.
 		over := n - want - unanswered
 		v.limit += min(over, limit)
 		if over > limit {
 			v.twice += over - limit
-			v.offend("TWICE: %d stored, %d happened\n%s", n, want, histories(sent, found))
+			v.offend("TWICE: %d stored, %d happened\n%s", n, want, v.histories(sent, found))
 		}
 	}
 	for _, o := range sent {
 		for _, d := range o.deliveries {
 			if d.ok() && !slices.ContainsFunc(found, func(m stored) bool { return m.id == d.id }) && len(found) > 0 {
 				v.wrongID++
-				v.offend("answered with an id that is not stored: %v\n%s", d, history(o, found))
+				v.offend("answered with an id that is not stored: %v\n%s", d, v.history(o, found))
 			}
 		}
 	}
 }
 
 // limit is how often a report may be stored too often by the limits that the
-// README states: once for each other delivery, if one of them waited in a spool
-// or its outcome is not known, or came after the window.
-func (o *occurrence) limit() int {
+// README states: once for each other delivery, if one of them waited in the
+// spool of another replica, if its outcome is not known, or if it came after the
+// window. Without a spool the bridge stores a copy also when it cannot find out
+// in time whether it is one.
+func (o *occurrence) limit(spool bool) int {
 	if !o.report || len(o.deliveries) < 2 {
 		return 0
 	}
 	const window = 110 * time.Second // a little less than the bridge's
+	first := o.deliveries[0]
 	for _, d := range o.deliveries {
-		if d.uncertain() {
+		if !spool || d.status != 200 || d.result == "spooled" && d.bridge != first.bridge || first.result == "spooled" && d.bridge != first.bridge || d.at.Sub(first.at) > window {
 			return len(o.deliveries) - 1
 		}
 	}
-	if last := o.deliveries[len(o.deliveries)-1]; last.at.Sub(o.deliveries[0].at) > window {
-		return len(o.deliveries) - 1
-	}
 	return 0
+}
+
+// namesOf returns the names under which a stored event is to be in the bucket.
+func namesOf(h nats.Header) []string {
+	names := append(strings.Split(h.Get("Bridge-Aliases"), ","), h.Get("Bridge-Key"), h.Get("Bridge-State-Key"))
+	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
 }
 
 // inOrder looks whether the reports that were answered 200 are stored in the
@@ -198,7 +231,7 @@ func (v *verdict) inOrder(q *sequence, found []string) {
 		i := slices.Index(found[at:], o.unit)
 		if i < 0 {
 			v.order++
-			v.offend("OUT OF ORDER: stored as %s\n%s", strings.Join(found, ", "), histories(q.reports, nil))
+			v.offend("OUT OF ORDER: stored as %s\n%s", strings.Join(found, ", "), v.histories(q.reports, nil))
 			return
 		}
 		at += i + 1
@@ -210,10 +243,10 @@ func (o *occurrence) sent(sum [sha256.Size]byte) bool {
 	return slices.ContainsFunc(o.deliveries, func(d delivery) bool { return d.body == sum })
 }
 
-func histories(sent []*occurrence, found []stored) string {
+func (v *verdict) histories(sent []*occurrence, found []stored) string {
 	var b strings.Builder
 	for _, o := range sent {
-		b.WriteString(history(o, nil))
+		b.WriteString(v.history(o, nil))
 	}
 	for _, m := range found {
 		fmt.Fprintf(&b, "    stored: %v\n", m)
@@ -222,13 +255,20 @@ func histories(sent []*occurrence, found []stored) string {
 }
 
 // history tells all that is known of an occurrence.
-func history(o *occurrence, found []stored) string {
+func (v *verdict) history(o *occurrence, found []stored) string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var b strings.Builder
 	fmt.Fprintf(&b, "  %s %s\n", o.provider.Name, o.unit)
 	for _, d := range o.deliveries {
-		fmt.Fprintf(&b, "    %v\n", d)
+		fmt.Fprintf(&b, "    %v", d)
+		for _, e := range v.faults {
+			const after = 5 * time.Second // an election may take as long
+			if d.at.Before(e.to.Add(after)) && d.at.Add(d.took).After(e.from) {
+				fmt.Fprintf(&b, " [%s, %s from %s]", e.kind, e.what, e.from.Format("05.000"))
+			}
+		}
+		b.WriteString("\n")
 	}
 	for _, m := range found {
 		fmt.Fprintf(&b, "    stored: %v\n", m)

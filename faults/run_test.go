@@ -112,7 +112,7 @@ func finish(t *testing.T, c *cluster, s *sender, x *injector, r *reader, show in
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	v, err := judge(ctx, c, s)
+	v, err := judge(ctx, c, s, x.events)
 	if err != nil {
 		t.Fatal(err)
 	}

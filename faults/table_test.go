@@ -179,6 +179,7 @@ func table(s *sender, x *injector, m summary, v *verdict) string {
 	row("altered", "%d", v.altered)
 	row("answered with another id", "%d", v.wrongID)
 	row("not taken at the end", "%d", v.refused)
+	row("not in the bucket", "%d", v.unindexed)
 	row("sequences out of order", "%d", v.order)
 	row("longest without a 200", "%v", round(m.gap))
 	row("time to a 200", "%v", m.latency)

@@ -57,9 +57,6 @@ type delivery struct {
 
 func (d delivery) ok() bool { return d.status == 200 }
 
-// uncertain reports whether more may have come of it than the answer says.
-func (d delivery) uncertain() bool { return d.status != 200 || d.result == "spooled" }
-
 func (d delivery) String() string {
 	return strings.TrimSpace(fmt.Sprintf("%s +%v  %s to %s: %d %s%s%s %.12s", d.at.Format("15:04:05.000"), d.took.Round(time.Millisecond), d.why, d.bridge, d.status, d.result, d.reason, d.err, d.id))
 }
