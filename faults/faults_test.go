@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"syscall"
 	"testing"
@@ -218,9 +219,10 @@ func (x *injector) fillDisk() (string, func() error, error) {
 // for only n of them, those that are always to be come first.
 func (x *injector) deck(n int) []fault {
 	possible := slices.ContainsFunc(x.cluster.servers, func(s *server) bool { return s.small })
+	wanted := regexp.MustCompile(*only)
 	var must, rest []fault
 	for _, f := range everyFault {
-		if f.kind == fullDisk && !possible {
+		if f.kind == fullDisk && !possible || !wanted.MatchString(f.kind) {
 			continue
 		}
 		if f.always {
