@@ -3,6 +3,7 @@
 package faults
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -77,9 +78,13 @@ func (b *bridge) url(p normalize.Provider) string {
 
 func (b *bridge) adminURL(path string) string { return "http://" + address(b.admin) + path }
 
+// ready reports whether the replica reaches the servers and finds there what it
+// needs. With a spool it says that it is ready also without.
 func (b *bridge) ready() bool {
-	status, _, err := get(b.adminURL("/readyz"))
-	return err == nil && status == http.StatusOK
+	status, text, err := get(b.adminURL("/readyz"))
+	var answer struct{ Durability string }
+	return err == nil && status == http.StatusOK &&
+		json.Unmarshal([]byte(text), &answer) == nil && strings.Contains(answer.Durability, "server")
 }
 
 // errNoMetric: the process has no metric of that name.

@@ -50,6 +50,7 @@ type injector struct {
 	random  *rand.Rand
 	flight  func() int64
 	events  []event
+	most    float64 // ever in the spools
 }
 
 func (x *injector) server() int { return x.random.IntN(len(x.cluster.servers)) }
@@ -243,7 +244,7 @@ func (x *injector) run(d time.Duration, faults func(n int) []fault) {
 	const each = 6 * time.Second // a fault and the quiet after it, about
 	end := time.Now().Add(d)
 	var deck []fault
-	for time.Until(end) > each {
+	for time.Until(end) > each && (*atMost == 0 || len(x.events) < *atMost) {
 		if len(deck) == 0 {
 			deck = faults(int(time.Until(end) / each))
 		}

@@ -24,6 +24,7 @@ var (
 	runTime  = flag.Duration("time", time.Minute, "how long TestFaults sends")
 	seedFlag = flag.Uint64("seed", 0, "order of the faults and mix of the webhooks; 0: random")
 	only     = flag.String("only", "", "inject only the faults whose names match this regular expression")
+	atMost   = flag.Int("faults", 0, "inject so many faults at most; 0: as there is time for")
 	keep     = flag.Bool("keep", false, "keep the logs and the stores of the processes")
 	soakTime = flag.Duration("soak", 0, "how long TestSoak sends; 0: not at all")
 )

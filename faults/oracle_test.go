@@ -186,6 +186,9 @@ func (v *verdict) count(sent []*occurrence, found []stored, spool bool) {
 	}
 	for _, o := range sent {
 		for _, d := range o.deliveries {
+			if o.report && d.result == "spooled" {
+				continue // it may turn out to be a copy, which has another's id
+			}
 			if d.ok() && !slices.ContainsFunc(found, func(m stored) bool { return m.id == d.id }) && len(found) > 0 {
 				v.wrongID++
 				v.offend("answered with an id that is not stored: %v\n%s", d, v.history(o, found))
@@ -204,8 +207,11 @@ func (o *occurrence) limit(spool bool) int {
 		return 0
 	}
 	const window = 110 * time.Second // a little less than the bridge's
-	first := o.deliveries[0]
+	first := o.deliveries[max(0, slices.IndexFunc(o.deliveries, func(d delivery) bool { return d.err != refusedConnection }))]
 	for _, d := range o.deliveries {
+		if d.err == refusedConnection {
+			continue // it has come nowhere
+		}
 		if !spool || d.status != 200 || d.result == "spooled" && d.bridge != first.bridge || first.result == "spooled" && d.bridge != first.bridge || d.at.Sub(first.at) > window {
 			return len(o.deliveries) - 1
 		}

@@ -81,6 +81,32 @@ type summary struct {
 	gap                   time.Duration // the longest time without a 200
 	hit                   int           // faults that found requests in flight
 	unspooled             int           // 503 to a provider that does not retry
+	spool                 spool
+}
+
+// spool is what was in the replicas' spools together.
+type spool struct {
+	most    float64
+	emptied time.Duration // after the end
+}
+
+// watchSpools looks at the spools until stop is closed.
+func watchSpools(bridges []*bridge, stop <-chan struct{}) (most float64) {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return most
+		case <-tick.C:
+		}
+		sum := 0.0
+		for _, b := range bridges {
+			n, _ := b.spooled() // nothing of one that does not run
+			sum += n
+		}
+		most = max(most, sum)
+	}
 }
 
 func summarize(s *sender, x *injector, r *reader) summary {
@@ -181,6 +207,7 @@ func table(s *sender, x *injector, m summary, v *verdict) string {
 	row("not taken at the end", "%d", v.refused)
 	row("not in the bucket", "%d", v.unindexed)
 	row("sequences out of order", "%d", v.order)
+	row("in the spools", "%.0f at most, empty %v after the end", m.spool.most, round(m.spool.emptied))
 	row("longest without a 200", "%v", round(m.gap))
 	row("time to a 200", "%v", m.latency)
 	row("from the 200 to delivery", "%v", m.delivery)
