@@ -25,6 +25,7 @@ type bridge struct {
 	process
 	public, admin int // ports
 	links         []*proxy
+	spoolDir      string   // a small file system of its own, if not empty
 	base          []string // environment without what one start adds
 }
 

@@ -172,11 +172,13 @@ var everyFault = []fault{
 	{kind: "indexer's leader steps down", lasts: atOnceOver, begin: stepDown("CONSUMER", eventStream, indexer)},
 	{kind: rolling, lasts: atOnceOver, begin: (*injector).rollingRestart},
 	{kind: fullDisk, begin: (*injector).fillDisk},
+	{kind: fullSpool, begin: (*injector).fillSpool},
 }
 
 const (
-	rolling  = "rolling restart"
-	fullDisk = "full disk"
+	rolling   = "rolling restart"
+	fullDisk  = "full disk of a server"
+	fullSpool = "full disk of a spool"
 )
 
 func longer(x *injector) time.Duration {
@@ -216,14 +218,42 @@ func (x *injector) fillDisk() (string, func() error, error) {
 	panic("no server has a small disk")
 }
 
+// fillSpool leaves a replica's spool no room while there is something in it.
+func (x *injector) fillSpool() (string, func() error, error) {
+	for _, b := range x.bridges {
+		if b.spoolDir != "" {
+			if err := b.cut(refused); err != nil {
+				return b.name, func() error { return nil }, err
+			}
+			waits := until(5*time.Second, func() bool { n, err := b.spooled(); return err == nil && n > 100 })
+			err := fill(filepath.Join(b.spoolDir, "filler"))
+			if !waits {
+				err = errors.Join(err, errors.New("nothing was in the spool"))
+			}
+			return b.name, func() error { return os.Remove(filepath.Join(b.spoolDir, "filler")) }, errors.Join(err, b.cut(open))
+		}
+	}
+	panic("no spool has a small disk")
+}
+
+// possible reports whether the fault can be injected in this run.
+func (x *injector) possible(f fault) bool {
+	switch f.kind {
+	case fullDisk:
+		return slices.ContainsFunc(x.cluster.servers, func(s *server) bool { return s.small })
+	case fullSpool:
+		return slices.ContainsFunc(x.bridges, func(b *bridge) bool { return b.spoolDir != "" })
+	}
+	return true
+}
+
 // deck returns the faults that there are, in random order; for a run with room
 // for only n of them, those that are always to be come first.
 func (x *injector) deck(n int) []fault {
-	possible := slices.ContainsFunc(x.cluster.servers, func(s *server) bool { return s.small })
 	wanted := regexp.MustCompile(*only)
 	var must, rest []fault
 	for _, f := range everyFault {
-		if f.kind == fullDisk && !possible || !wanted.MatchString(f.kind) {
+		if !x.possible(f) || !wanted.MatchString(f.kind) {
 			continue
 		}
 		if f.always {

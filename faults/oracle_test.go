@@ -148,8 +148,10 @@ func judge(ctx context.Context, c *cluster, s *sender, faults []event) (*verdict
 	for name, sequence := range names {
 		v.offend("not in the bucket: message %d under %s", sequence, name)
 	}
-	for unit, sent := range units {
-		v.count(sent, found[unit], spool)
+	for _, o := range s.all { // in the order of sending
+		if sent := units[o.unit]; sent[0] == o {
+			v.count(sent, found[o.unit], spool)
+		}
 	}
 	for marker, q := range s.sequences {
 		v.inOrder(q, states[marker])

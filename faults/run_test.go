@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"testing"
 	"time"
 )
@@ -19,17 +18,18 @@ const leastRate = 150
 // thing after the other goes wrong, and then looks at all that is stored.
 func TestFaults(t *testing.T) {
 	t.Logf("seed %d: make faults FAULTS_SEED=%[1]d FAULTS_TIME=%v", seed, *runTime)
-	small := fmt.Sprintf("%dm", 192+int(runTime.Seconds())*2)
-	c := startCluster(t, 3, small)
-	spools := workspace(t)
+	c := startCluster(t, 3, fmt.Sprintf("%dm", 192+int(runTime.Seconds())*2))
+	small, mounted := smallSpool(t)
 	bridges := []*bridge{
-		startBridge(t, c, "a", "BRIDGE_SPOOL_DIR="+filepath.Join(spools, "a")),
-		startBridge(t, c, "b", "BRIDGE_SPOOL_DIR="+filepath.Join(spools, "b")),
+		startBridge(t, c, "a", "BRIDGE_SPOOL_DIR="+workspace(t)),
+		startBridge(t, c, "b", "BRIDGE_SPOOL_DIR="+small, "BRIDGE_SPOOL_MAX_BYTES=64MiB"),
 	}
 	_, err := bridges[0].spooled()
 	hasSpool := err == nil
 	if !hasSpool {
 		t.Log("this bridge has no spool: what comes in an outage is refused")
+	} else if mounted {
+		bridges[1].spoolDir = small
 	}
 	r := startReader(t, c)
 	s := newSender(usual, seed, bridges...)
@@ -65,6 +65,17 @@ func TestFaults(t *testing.T) {
 			t.Errorf("there was no fault %q", f.kind)
 		}
 	}
+}
+
+// smallSpool returns a folder with a small disk, if it can be had.
+func smallSpool(t *testing.T) (dir string, mounted bool) {
+	t.Helper()
+	dir = workspace(t)
+	if mountSmall(dir, "160m") != nil {
+		return dir, false // said of the server's already
+	}
+	t.Cleanup(func() { unmount(dir) })
+	return dir, true
 }
 
 // TestClaimFirstLoses is the control: it runs a bridge that writes an event's

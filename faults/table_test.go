@@ -119,7 +119,7 @@ func summarize(s *sender, x *injector, r *reader) summary {
 			m.requests++
 			m.why[d.why]++
 			m.answers[answerOf(d)]++
-			if d.status == 503 && !retries[o.provider.Name] && d.why == original {
+			if d.status == 503 && !retries[o.provider.Name] && d.why == original && !x.spoolIsFull(d) {
 				m.unspooled++
 			}
 			if !d.ok() || d.why == again {
@@ -155,6 +155,14 @@ func summarize(s *sender, x *injector, r *reader) summary {
 		}
 	}
 	return m
+}
+
+// spoolIsFull reports whether the delivery came when its replica's spool had no
+// room, or hardly any again.
+func (x *injector) spoolIsFull(d delivery) bool {
+	return slices.ContainsFunc(x.events, func(e event) bool {
+		return e.kind == fullSpool && d.at.Before(e.to.Add(2*time.Second)) && d.at.Add(d.took).After(e.from)
+	})
 }
 
 func answerOf(d delivery) string {
