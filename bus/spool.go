@@ -86,7 +86,7 @@ const (
 	spoolReopen  = time.Second
 	spoolWorkers = 16
 	// What is read ahead, and so may be handed over at the same time.
-	spoolBatch      = 64
+	spoolBatch      = 512
 	spoolBatchBytes = 16 << 20
 	// spoolHeader carries what the event's own headers do not.
 	spoolHeader = "Bridge-Spool"
@@ -436,8 +436,8 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 		switch {
 		case errors.Is(err, ErrUnavailable):
 			limit = 1 // one is enough to find out
-			fallthrough
-		case err != nil:
+			wait(ctx, spoolRetry)
+		case err != nil && n == 0:
 			wait(ctx, spoolRetry)
 		case n == 0:
 			s.recount(ctx)
@@ -463,7 +463,7 @@ type stored struct {
 }
 
 // drain hands over the oldest messages, limit at most, removes what was taken,
-// and returns how many it has read.
+// and returns how many that were. An ErrUnavailable comes before other errors.
 func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Context, Spooled) error) (n int, err error) {
 	batch, err := s.oldest(ctx, limit)
 	var order []string // of entities
@@ -481,13 +481,14 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	done := make(map[uint64]bool)
+	var unavailable atomic.Bool // for one, and so for all
 	places := make(chan struct{}, spoolWorkers)
 	for _, key := range order {
 		places <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-places }()
 			for _, m := range groups[key] {
-				if ctx.Err() != nil {
+				if ctx.Err() != nil || unavailable.Load() {
 					return
 				}
 				failpoint.Hit("drain")
@@ -496,10 +497,13 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 				if failed == nil {
 					done[m.sequence] = true
 				} else {
-					err = cmp.Or(err, failed)
+					err = failed
 				}
 				mu.Unlock()
 				if failed != nil {
+					if errors.Is(failed, ErrUnavailable) {
+						unavailable.Store(true)
+					}
 					return
 				}
 				failpoint.Hit("drain-stored")
@@ -507,7 +511,10 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 		})
 	}
 	wg.Wait()
-	return len(batch), cmp.Or(s.remove(batch, done), err)
+	if unavailable.Load() && !errors.Is(err, ErrUnavailable) {
+		err = ErrUnavailable
+	}
+	return len(done), cmp.Or(s.remove(batch, done), err)
 }
 
 // remove removes the messages of a batch that are done: those before the first

@@ -59,10 +59,22 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 		return Result{}, err
 	}
 	defer unlock()
+	patience := completeTimeout
+	if certain { // the caller tries again
+		patience = indexTimeout
+	}
+	ask := func(after uint64) bool {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		return d.complete(ctx, after)
+	}
 	asked, isComplete := false, false
-	complete := func(after uint64) bool { // asked once, after this delivery began
-		if !asked {
-			asked, isComplete = true, d.complete(ctx, after)
+	complete := func(after uint64) bool {
+		if waited { // what was stored before the last report may have come between, too
+			return ask(0)
+		}
+		if !asked { // once, after this delivery began
+			asked, isComplete = true, ask(after)
 		}
 		return isComplete
 	}
@@ -97,7 +109,7 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 			failpoint.Hit("settled")
 			return result, nil
 		}
-		indexed := err == nil && d.complete(ctx, ack.Sequence)
+		indexed := err == nil && ask(ack.Sequence)
 		last, passed := false, false
 		if indexed {
 			if last, passed = d.isLast(ctx, e.Identity.StateKey, stored); last {
@@ -136,9 +148,8 @@ func (d *Deduper) mark(ctx context.Context, e *normalize.Event, own, old string,
 		if last.Mark != nil && last.Mark.Token == old {
 			last.Mark = nil
 		}
-		// Of one that has waited, also what was stored before the last report may
-		// have come between; and whoever joined it would be taken for it.
-		if waited && !d.complete(ctx, 0) {
+		// Whoever joined one that has waited would be taken for it.
+		if waited && !complete(0) {
 			doubt = true
 			return false
 		}
