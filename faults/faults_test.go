@@ -291,6 +291,10 @@ func (x *injector) inject(f fault) {
 	if f.lasts != nil {
 		lasts = f.lasts(x)
 	}
+	// Most answers take a millisecond: strike while one is being waited for.
+	for begun := time.Now(); x.flight() == 0 && time.Since(begun) < time.Second; {
+		time.Sleep(100 * time.Microsecond)
+	}
 	e := event{kind: f.kind, from: time.Now(), inFlight: x.flight()}
 	what, undo, err := f.begin(x)
 	time.Sleep(lasts)
