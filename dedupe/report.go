@@ -142,7 +142,7 @@ func (d *Deduper) mark(ctx context.Context, e *normalize.Event, own, old string,
 		under, known, doubt = ours, nil, false
 		other := last.otherThan(e.Identity.State)
 		between := func(received int64) bool { // or, of one that has waited, perhaps
-			return received < other && other < now || waited && min(now, received) < other
+			return received < other && other < now || waited && (now < received || received < other)
 		}
 		recent := func(received int64) bool { return time.Duration(now-received).Abs() < window }
 		if last.Mark != nil && last.Mark.Token == old {
@@ -167,7 +167,7 @@ func (d *Deduper) mark(ctx context.Context, e *normalize.Event, own, old string,
 				return false
 			}
 		}
-		if waited && now < other {
+		if waited && now < max(last.Received, last.Other) {
 			return false
 		}
 		last.Mark = &ours

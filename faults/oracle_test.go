@@ -170,7 +170,7 @@ func (v *verdict) count(sent []*occurrence, found []stored, spool bool) {
 			v.refused++
 			v.offend("not answered 200 at the end\n%s", v.history(o, found))
 		}
-		limit += o.limit(spool)
+		limit += o.limit(spool, v.faults)
 	}
 	unanswered := len(sent) - want
 	switch n := len(found); {
@@ -202,9 +202,10 @@ func (v *verdict) count(sent []*occurrence, found []stored, spool bool) {
 // limit is how often a report may be stored too often by the limits that the
 // README states: once for each other delivery, if one of them waited in the
 // spool of another replica, if its outcome is not known, or if it came after the
-// window. Without a spool the bridge stores a copy also when it cannot find out
-// in time whether it is one.
-func (o *occurrence) limit(spool bool) int {
+// window, or while a spool that holds something takes nothing more. Without a
+// spool the bridge stores a copy also when it cannot find out in time whether it
+// is one.
+func (o *occurrence) limit(spool bool, faults []event) int {
 	if !o.report || len(o.deliveries) < 2 {
 		return 0
 	}
@@ -214,7 +215,10 @@ func (o *occurrence) limit(spool bool) int {
 		if d.err == refusedConnection {
 			continue // it has come nowhere
 		}
-		if !spool || d.status != 200 || d.result == "spooled" && d.bridge != first.bridge || first.result == "spooled" && d.bridge != first.bridge || d.at.Sub(first.at) > window {
+		during := func(e event) bool {
+			return e.kind == fullSpool && d.at.Add(d.took).After(e.from) && d.at.Before(e.to.Add(15*time.Second))
+		}
+		if !spool || slices.ContainsFunc(faults, during) || d.status != 200 || d.result == "spooled" && d.bridge != first.bridge || first.result == "spooled" && d.bridge != first.bridge || d.at.Sub(first.at) > window {
 			return len(o.deliveries) - 1
 		}
 	}

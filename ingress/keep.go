@@ -47,7 +47,11 @@ func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time
 			if a, err := h.put(ctx, &item); err == nil {
 				return a
 			}
-			// Full or broken: out of order is better than not at all.
+			// Full or broken: out of order is better than not at all. But what
+			// a report repeats may be in there, and so it is stored unjudged.
+			if e := item.Event; e != nil && e.Identity.Judged() {
+				once = unjudged
+			}
 		}
 	}
 	inTime, cancel := context.WithDeadline(ctx, deadline.Add(-h.reserve()))
@@ -122,6 +126,15 @@ func (h *Handler) deliver(ctx context.Context, item *bus.Spooled, once once) (an
 	}
 	failpoint.Hit("quarantined")
 	return answer{result: quarantined, id: item.Rejected.ID(), reason: Reason(item.Rejected.Reason)}, nil
+}
+
+// unjudged stores a state report whatever is known.
+func unjudged(ctx context.Context, e *normalize.Event, publish dedupe.Publish) (dedupe.Result, error) {
+	if e.Token == "" {
+		e.SetToken(rand.Text())
+	}
+	ack, err := publish(ctx, e)
+	return dedupe.Result{ID: e.CloudEvent.ID(), Duplicate: ack.Duplicate}, err
 }
 
 type once = func(context.Context, *normalize.Event, dedupe.Publish) (dedupe.Result, error)
