@@ -51,6 +51,9 @@ type Spool struct {
 
 	mu    sync.RWMutex // the store is not closed under those who use it
 	store *spoolStore  // nil: broken
+
+	order  sync.Mutex
+	newest time.Time // receipt of what was written last
 }
 
 // Spooled is what the spool holds: an event or a rejected body, and the headers
@@ -84,6 +87,7 @@ const (
 	spoolTimeout = 800 * time.Millisecond // for one write or read
 	spoolRetry   = 500 * time.Millisecond // between attempts to hand over
 	spoolReopen  = time.Second
+	longestWait  = 10 * time.Second // of a request, so that a clock may be set back
 	spoolWorkers = 16
 	// What is read ahead, and so may be handed over at the same time.
 	spoolBatch      = 512
@@ -217,7 +221,7 @@ func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, messages uint64, 
 	if err != nil {
 		return nil, 0, err
 	}
-	if st.js, err = jetstream.New(st.nc); err != nil {
+	if st.js, err = jetstream.New(st.nc, jetstream.WithPublishAsyncTimeout(apiTimeout), jetstream.WithPublishAsyncMaxPending(1<<16)); err != nil {
 		return nil, 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
@@ -292,10 +296,6 @@ type spoolMeta struct {
 // Put writes to the disk and returns when that is synced. An event must have its
 // id. The errors are [ErrUnavailable] and [ErrNotPublishable].
 func (s *Spool) Put(ctx context.Context, item Spooled) error {
-	msg, err := item.encode()
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, spoolTimeout)
 	defer cancel()
 	s.mu.RLock()
@@ -305,7 +305,7 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 	}
 	failpoint.Hit("spool-write")
 	s.count.Add(1)
-	_, err = s.store.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
+	err := s.write(ctx, item)
 	if err == nil {
 		failpoint.Hit("spool-written")
 		if s.full.Swap(false) {
@@ -317,6 +317,8 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 	s.count.Add(-1)
 	var api *jetstream.APIError
 	switch {
+	case errors.Is(err, ErrNotPublishable):
+		return err
 	case errors.Is(err, nats.ErrMaxPayload), errors.As(err, &api) && api.ErrorCode == errHeadersTooLarge:
 		return fmt.Errorf("%w: %w", ErrNotPublishable, err)
 	case errors.As(err, &api) && api.ErrorCode == errStoreFailed:
@@ -326,6 +328,33 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 		return s.fail("writing", err)
 	}
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
+}
+
+// write writes an item and waits for the acknowledgement. Items are judged later
+// by the time of their receipt, which must be in the order in which they stand.
+func (s *Spool) write(ctx context.Context, item Spooled) error {
+	s.order.Lock()
+	msg, received, err := item.encode(s.newest)
+	if err != nil {
+		s.order.Unlock()
+		return err
+	}
+	future, err := s.store.js.PublishMsgAsync(msg, jetstream.WithRetryAttempts(0))
+	if err == nil {
+		s.newest = received
+	}
+	s.order.Unlock()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-future.Ok():
+		return nil
+	case err := <-future.Err():
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // fail has the store opened anew, or, if it only did not answer in time, probed.
@@ -366,25 +395,30 @@ func (s *Spool) notify() {
 	}
 }
 
-func (s Spooled) encode() (msg *nats.Msg, err error) {
+// encode makes an item the message of the spool. It was received after another
+// that was received at newest.
+func (s Spooled) encode(newest time.Time) (msg *nats.Msg, received time.Time, err error) {
 	var meta spoolMeta
 	if e := s.Event; e != nil {
 		meta = spoolMeta{Provider: e.Provider, Received: e.Received, Kind: e.Kind, Identity: &e.Identity, Token: e.Token, Headers: s.Headers}
 		if msg, err = encode(e, ""); err != nil {
-			return nil, err
+			return nil, newest, err
 		}
 	} else {
 		r := s.Rejected
 		meta = spoolMeta{Provider: r.Provider, Received: r.Received, Reason: r.Reason, Headers: r.Headers}
 		msg = &nats.Msg{Header: nats.Header{}, Data: r.Body}
 	}
+	if meta.Received.Before(newest) && newest.Sub(meta.Received) < longestWait {
+		meta.Received = newest
+	}
 	header, err := json.Marshal(meta)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotPublishable, err)
+		return nil, newest, fmt.Errorf("%w: %w", ErrNotPublishable, err)
 	}
 	msg.Subject = spoolSubject
 	msg.Header[spoolHeader] = []string{string(header)}
-	return msg, nil
+	return msg, meta.Received, nil
 }
 
 // decodeSpooled reads what encode has written. What cannot be read is for the
