@@ -3,6 +3,7 @@ package bus_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -418,4 +419,26 @@ func newValve(t *testing.T, server string) *valve {
 		workers.Wait()
 	})
 	return v
+}
+
+// A server that has too much to do refuses a message for the moment (10167):
+// that is no reason to have the provider come again, which it may not.
+func TestServerHasTooMuchToDo(t *testing.T) {
+	t.Parallel()
+	s := natstest.Server(t, func(o *server.Options) { o.StreamMaxBufferedMsgs, o.SyncAlways = 20, true })
+	refused := countAnswers(t, s.ClientURL(), `"err_code":10167`)
+	b := openReady(t, external(s))
+	natstest.Eventually(t, within, "a message is refused", func() bool {
+		var senders sync.WaitGroup
+		for range 100 {
+			e := newEvent(t, rand.Text())
+			senders.Go(func() {
+				if _, err := b.Publish(t.Context(), e); err != nil {
+					t.Errorf("Publish: %v", err)
+				}
+			})
+		}
+		senders.Wait()
+		return refused.Load() > 0 || t.Failed()
+	})
 }
