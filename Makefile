@@ -2,13 +2,18 @@
 
 FUZZTIME ?= 10s
 
+FAULTS_TIME ?= 5m
+FAULTS_SEED ?= 0
+FAULTS_ARGS ?=
+SOAK_TIME   ?= 30m
+
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  ?= $(shell git rev-parse --verify --short HEAD 2>/dev/null || echo none)
 # The commit's date, not today's: the same commit builds the same binary.
 DATE    ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
-.PHONY: help run test lint fuzz bench build clean
+.PHONY: help run test lint fuzz faults soak bench build clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -32,6 +37,12 @@ lint: ## Check the format, go vet and staticcheck
 
 fuzz: ## Run every fuzz target for FUZZTIME (10s)
 	@sh tools/fuzz.sh $(FUZZTIME)
+
+faults: ## Break what is around the bridge for FAULTS_TIME (5m), by FAULTS_SEED (random)
+	go test -tags faults -count=1 -v -timeout 3h ./faults -time=$(FAULTS_TIME) -seed=$(FAULTS_SEED) $(FAULTS_ARGS)
+
+soak: ## Send webhooks for SOAK_TIME (30m) and watch what the bridge takes
+	go test -tags faults -count=1 -v -timeout 0 -run 'TestSoak$$' ./faults -soak=$(SOAK_TIME) $(FAULTS_ARGS)
 
 bench: ## Run all benchmarks
 	go test -run '^$$' -bench . -benchmem ./...

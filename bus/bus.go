@@ -107,7 +107,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	}
 	b.state.Store(&State{
 		Problems: []string{"not connected to NATS"},
-		refused:  map[string]string{cfg.Stream: "stream not looked at yet", cfg.QuarantineStream: "stream not looked at yet"},
+		refused:  map[string]string{cfg.Stream: notLookedAt, cfg.QuarantineStream: notLookedAt},
 		changed:  make(chan struct{}),
 	})
 	if err := reg.Register(b.publishSeconds); err != nil {

@@ -27,60 +27,85 @@ type embedded struct {
 	lock *flock.Flock
 }
 
-// startEmbedded returns when the server takes connections.
+// serverConfig is what an embedded server is made of.
+type serverConfig struct {
+	name           string
+	dir            string
+	listen         string // host:port; empty: only for this process
+	user, password string
+	maxBody        int64
+}
+
+// startEmbedded starts the server that takes the place of an external one.
 func startEmbedded(ctx context.Context, cfg Config, log *slog.Logger) (_ *embedded, err error) {
-	host, portText, err := net.SplitHostPort(cfg.EmbeddedListen)
-	if err != nil {
-		return nil, fmt.Errorf("BRIDGE_EMBEDDED_LISTEN: %w", err)
-	}
-	port, err := strconv.Atoi(portText)
-	if err != nil {
-		return nil, fmt.Errorf("BRIDGE_EMBEDDED_LISTEN: port %q is not a number", portText)
-	}
-	if port == 0 {
-		port = server.RANDOM_PORT
+	if cfg.EmbeddedListen == "" {
+		return nil, errors.New("BRIDGE_EMBEDDED_LISTEN: no address")
 	}
 	lock, err := lockDir(ctx, cfg.DataDir, cfg.LockWait)
 	if err != nil {
 		return nil, fmt.Errorf("BRIDGE_DATA_DIR: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			lock.Unlock()
-		}
-	}()
 	// Asked before the store is opened, so that the answer is plain.
 	l, err := net.Listen("tcp", cfg.EmbeddedListen)
 	if err != nil {
+		lock.Unlock()
 		return nil, fmt.Errorf("BRIDGE_EMBEDDED_LISTEN: %w", err)
 	}
 	l.Close()
-
-	s, err := server.NewServer(&server.Options{
-		ServerName: "bridge",
-		Host:       host,
-		Port:       port,
-		Username:   cfg.User,
-		Password:   cfg.Password,
-		JetStream:  true,
-		StoreDir:   cfg.DataDir,
-		SyncAlways: true,
-		MaxPayload: int32(cfg.MaxBody) + maxHeaders,
-		MaxPending: max(server.MAX_PENDING_SIZE, 2*(cfg.MaxBody+maxHeaders)),
-		NoSigs:     true,
-	})
+	s, err := startServer(serverConfig{
+		name: "bridge", dir: cfg.DataDir, listen: cfg.EmbeddedListen,
+		user: cfg.User, password: cfg.Password, maxBody: cfg.MaxBody,
+	}, log)
 	if err != nil {
+		lock.Unlock()
 		return nil, fmt.Errorf("embedded NATS server: %w", err)
+	}
+	return &embedded{Server: s, lock: lock}, nil
+}
+
+// startServer returns a server that takes connections and syncs every write.
+// Its directory must be locked.
+func startServer(cfg serverConfig, log *slog.Logger) (*server.Server, error) {
+	o := &server.Options{
+		ServerName: cfg.name,
+		DontListen: cfg.listen == "",
+		Username:   cfg.user,
+		Password:   cfg.password,
+		JetStream:  true,
+		StoreDir:   cfg.dir,
+		SyncAlways: true,
+		// How large the streams may get, each of them says itself.
+		JetStreamMaxStore: 1 << 62,
+		MaxPayload:        int32(cfg.maxBody) + maxHeaders,
+		MaxPending:        max(server.MAX_PENDING_SIZE, 2*(cfg.maxBody+maxHeaders)),
+		NoSigs:            true,
+	}
+	if cfg.listen != "" {
+		host, portText, err := net.SplitHostPort(cfg.listen)
+		if err != nil {
+			return nil, err
+		}
+		if o.Port, err = strconv.Atoi(portText); err != nil {
+			return nil, fmt.Errorf("port %q is not a number", portText)
+		}
+		if o.Port == 0 {
+			o.Port = server.RANDOM_PORT
+		}
+		o.Host = host
+	}
+	s, err := server.NewServer(o)
+	if err != nil {
+		return nil, err
 	}
 	serverLog := &serverLogger{log: log.With("component", "nats-server"), fatal: make(chan string, 1)}
 	s.SetLoggerV2(serverLog, false, false, false)
 	s.Start()
 	select {
 	case reason := <-serverLog.fatal:
-		err = fmt.Errorf("embedded NATS server: %s", reason)
+		err = errors.New(reason)
 	default:
 		if !s.ReadyForConnections(10 * time.Second) {
-			err = errors.New("embedded NATS server: not ready after 10 s")
+			err = errors.New("not ready after 10 s")
 		}
 	}
 	if err != nil {
@@ -88,7 +113,7 @@ func startEmbedded(ctx context.Context, cfg Config, log *slog.Logger) (_ *embedd
 		s.WaitForShutdown()
 		return nil, err
 	}
-	return &embedded{Server: s, lock: lock}, nil
+	return s, nil
 }
 
 func (e *embedded) stop() {

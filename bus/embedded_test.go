@@ -269,7 +269,7 @@ func TestEmbeddedTakesMaxBody(t *testing.T) {
 			cfg.MaxBody = size
 			b := openReady(t, cfg)
 			mustPublish(t, b, bigEvent(t, int(size)))
-			if _, err := b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "type_missing", Body: make([]byte, size), Received: received}); err != nil {
+			if err := b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "type_missing", Body: make([]byte, size), Received: received}); err != nil {
 				t.Fatal(err)
 			}
 			if got := len(message(t, b.JetStream(), cfg.QuarantineStream, 1).Data); got != int(size) {

@@ -1,5 +1,24 @@
 package bus
 
+import (
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/hookbus/bridge/normalize"
+)
+
+// SetReuseWithin changes for a test up to which age an object is used again.
+func SetReuseWithin(t *testing.T, d time.Duration) {
+	old := reuseWithin
+	reuseWithin = d
+	t.Cleanup(func() { reuseWithin = old })
+}
+
 // SyncAlways reports whether the embedded server syncs every write to disk. No
 // client can ask it that.
 func (b *Bus) SyncAlways() bool { return b.server.JetStreamConfig().SyncAlways }
+
+// Encode encodes an event as for the stream.
+func Encode(e *normalize.Event) (*nats.Msg, error) { return encode(e, "webhooks") }

@@ -23,11 +23,12 @@ const (
 	StateHeader    = "Bridge-State"
 	TokenHeader    = "Bridge-Token"
 
+	HeaderPrefix   = "Bridge-Header-" // and a header of the request
 	ProviderHeader = "Bridge-Provider"
 	ReasonHeader   = "Bridge-Reason"
 	ReceivedHeader = "Bridge-Received"    // RFC 3339
 	DigestHeader   = "Bridge-Body-Sha256" // hex
-	SizeHeader     = "Bridge-Body-Size"   // bytes; with no body in the message, it was too large for one
+	SizeHeader     = "Bridge-Body-Size"   // bytes
 )
 
 // encode writes an event as a NATS message by the CloudEvents NATS protocol

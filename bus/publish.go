@@ -34,7 +34,8 @@ const (
 
 // Publish stores the event and returns when the stream has acknowledged it.
 // Until the publish timeout has passed it tries again, with the same id, so
-// that a lost acknowledgement or a new leader do not cost the event.
+// that a lost acknowledgement or a new leader do not cost the event. A body too
+// large for a message goes to the object store before.
 // The errors are [ErrUnavailable] and [ErrNotPublishable].
 func (b *Bus) Publish(ctx context.Context, e *normalize.Event) (Ack, error) {
 	msg, err := encode(e, b.cfg.SubjectPrefix)
@@ -43,7 +44,19 @@ func (b *Bus) Publish(ctx context.Context, e *normalize.Event) (Ack, error) {
 	}
 	start := time.Now()
 	defer func() { b.publishSeconds.Observe(time.Since(start).Seconds()) }()
-	return b.publish(ctx, msg, b.cfg.Stream)
+	return b.publishWhole(ctx, msg, b.cfg.Stream)
+}
+
+// publishWhole publishes a message, if need be with its body as an object.
+func (b *Bus) publishWhole(ctx context.Context, msg *nats.Msg, stream string) (Ack, error) {
+	ack, err := b.publish(ctx, msg, stream)
+	if len(msg.Data) > 0 && tooLarge(err) {
+		if err := b.moveBody(ctx, msg); err != nil {
+			return Ack{}, err
+		}
+		return b.publish(ctx, msg, stream)
+	}
+	return ack, err
 }
 
 // Rejected is a verified body that is no event.
@@ -51,20 +64,22 @@ type Rejected struct {
 	Provider, Reason string
 	Body             []byte
 	Received         time.Time
+	Headers          map[string]string // of the request; they are kept as Bridge-Header-<name>
 }
 
+// ID is the body's id in the quarantine: a digest of provider, reason and body.
+func (r Rejected) ID() string { return normalize.Digest("msg", r.Provider, r.Reason, string(r.Body)) }
+
 // Quarantine stores a body that cannot be published as an event, with the
-// reason, and returns its id: a digest of provider, reason and body. Of a body
-// too large for a message only its digest and size are kept. The errors are
-// those of [Bus.Publish].
-func (b *Bus) Quarantine(ctx context.Context, r Rejected) (id string, err error) {
-	id = normalize.Digest("msg", r.Provider, r.Reason, string(r.Body))
+// reason. A body too large for a message goes to the object store. The errors
+// are those of [Bus.Publish].
+func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 	sum := sha256.Sum256(r.Body)
 	msg := &nats.Msg{
 		Subject: normalize.Subject(b.cfg.QuarantinePrefix, r.Provider, r.Reason),
 		Data:    r.Body,
 		Header: nats.Header{
-			jetstream.MsgIDHeader: {id},
+			jetstream.MsgIDHeader: {r.ID()},
 			ProviderHeader:        {r.Provider},
 			ReasonHeader:          {r.Reason},
 			ReceivedHeader:        {r.Received.UTC().Format(time.RFC3339Nano)},
@@ -72,12 +87,11 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) (id string, err error)
 			SizeHeader:            {strconv.Itoa(len(r.Body))},
 		},
 	}
-	_, err = b.publish(ctx, msg, b.cfg.QuarantineStream)
-	if errors.Is(err, ErrNotPublishable) {
-		msg.Data = nil
-		_, err = b.publish(ctx, msg, b.cfg.QuarantineStream)
+	for name, value := range r.Headers {
+		msg.Header[HeaderPrefix+name] = []string{value}
 	}
-	return id, err
+	_, err := b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
+	return err
 }
 
 func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, error) {
@@ -97,9 +111,7 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, e
 		}
 		var api *jetstream.APIError
 		switch {
-		case errors.Is(err, nats.ErrMaxPayload):
-			return Ack{}, fmt.Errorf("%w: %w", ErrNotPublishable, err)
-		case errors.As(err, &api) && (api.ErrorCode == errMessageTooLarge || api.ErrorCode == errHeadersTooLarge):
+		case tooLarge(err), errors.As(err, &api) && api.ErrorCode == errHeadersTooLarge:
 			return Ack{}, fmt.Errorf("%w: %w", ErrNotPublishable, err)
 		case errors.As(err, &api) && api.ErrorCode != errIDInProcess && api.ErrorCode != errTooManyRequests && (api.Code != 503 || api.ErrorCode == errStoreFailed):
 			b.Wake()

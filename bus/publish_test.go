@@ -215,21 +215,6 @@ func bigEvent(t *testing.T, size int) *normalize.Event {
 	return eventOf(t, "dataspike", body)
 }
 
-func TestTooLargeForTheServer(t *testing.T) {
-	b := openReady(t, external(natstest.Server(t, func(o *server.Options) { o.MaxPayload = 64 << 10 })))
-	wantError(t, b, bigEvent(t, 64<<10), bus.ErrNotPublishable)
-	mustPublish(t, b, bigEvent(t, 60<<10))
-}
-
-func TestTooLargeForTheStream(t *testing.T) {
-	s := natstest.Server(t)
-	limited := events(func(c *jetstream.StreamConfig) { c.MaxMsgSize = 64 << 10 })
-	create(t, jetStream(t, s.ClientURL()), map[string]jetstream.StreamConfig{"": limited})
-	b := openReady(t, external(s))
-	wantError(t, b, bigEvent(t, 64<<10), bus.ErrNotPublishable)
-	mustPublish(t, b, bigEvent(t, 60<<10))
-}
-
 // An event must not end up in a stream that happens to take its subject.
 func TestAnotherStreamTakesTheSubject(t *testing.T) {
 	b := openReady(t, external(natstest.Server(t)))
@@ -310,13 +295,14 @@ func TestQuarantine(t *testing.T) {
 		{"another provider", "dfns", "type_missing", "quarantine.dfns.type_missing", 3},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			id, err := b.Quarantine(t.Context(), bus.Rejected{Provider: test.provider, Reason: test.reason, Body: body, Received: received})
-			if err != nil {
+			r := bus.Rejected{
+				Provider: test.provider, Reason: test.reason, Body: body, Received: received,
+				Headers: map[string]string{"Content-Type": "text/plain"},
+			}
+			if err := b.Quarantine(t.Context(), r); err != nil {
 				t.Fatal(err)
 			}
-			if want := normalize.Digest("msg", test.provider, test.reason, string(body)); id != want {
-				t.Errorf("id: got %q, want %q", id, want)
-			}
+			id := normalize.Digest("msg", test.provider, test.reason, string(body))
 			if got := streamInfo(t, b.JetStream(), "WEBHOOKS_QUARANTINE").State.LastSeq; got != test.stored {
 				t.Fatalf("%d messages stored, want %d", got, test.stored)
 			}
@@ -334,6 +320,8 @@ func TestQuarantine(t *testing.T) {
 				"Bridge-Received":    "2026-07-01T10:00:01.25Z",
 				"Bridge-Body-Sha256": "54f8997abeb847c8bfaff9b35ba73d09ad5da8f3700e4305e50c931f8edc4286",
 				"Bridge-Body-Size":   "17",
+
+				"Bridge-Header-Content-Type": "text/plain",
 			} {
 				if got := m.Header.Get(header); got != want {
 					t.Errorf("header %s: got %q, want %q", header, got, want)
@@ -346,8 +334,8 @@ func TestQuarantine(t *testing.T) {
 	}
 }
 
-func TestQuarantineOfALargeBody(t *testing.T) {
-	body := bytes.Repeat([]byte("x"), 100_000)
+// A body too large for a message is an object, and the message names it.
+func TestLargeBody(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		limit func(*server.Options, *jetstream.StreamConfig)
@@ -355,34 +343,95 @@ func TestQuarantineOfALargeBody(t *testing.T) {
 		{"for the server", func(o *server.Options, _ *jetstream.StreamConfig) { o.MaxPayload = 64 << 10 }},
 		{"for the stream", func(_ *server.Options, c *jetstream.StreamConfig) { c.MaxMsgSize = 64 << 10 }},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			c := events(func(c *jetstream.StreamConfig) { c.Name, c.Subjects = "WEBHOOKS_QUARANTINE", []string{"quarantine.>"} })
-			s := natstest.Server(t, func(o *server.Options) { test.limit(o, &c) })
-			create(t, jetStream(t, s.ClientURL()), map[string]jetstream.StreamConfig{"": c})
-			b := openReady(t, external(s))
-			for range 2 { // the second is a duplicate
-				id, err := b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "not_publishable", Body: body, Received: received})
+		for _, kind := range []string{"event", "quarantine"} {
+			t.Run(kind+" "+test.name, func(t *testing.T) {
+				c := events(func(*jetstream.StreamConfig) {})
+				if kind == "quarantine" {
+					c.Name, c.Subjects = "WEBHOOKS_QUARANTINE", []string{"quarantine.>"}
+				}
+				s := natstest.Server(t, func(o *server.Options) { test.limit(o, &c) })
+				create(t, jetStream(t, s.ClientURL()), map[string]jetstream.StreamConfig{"": c})
+				b := openReady(t, external(s))
+				e := bigEvent(t, 300_000)
+				body := e.CloudEvent.Data()
+				store, err := b.JetStream().ObjectStore(t.Context(), bus.ObjectBucket("WEBHOOKS"))
 				if err != nil {
 					t.Fatal(err)
 				}
-				if want := normalize.Digest("msg", "waldo", "not_publishable", string(body)); id != want {
-					t.Errorf("id: got %q, want %q", id, want)
+				var first *jetstream.ObjectInfo
+				for range 2 { // the second is a duplicate
+					if kind == "event" {
+						if _, err := b.Publish(t.Context(), e); err != nil {
+							t.Fatal(err)
+						}
+					} else if err := b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "not_publishable", Body: body, Received: received}); err != nil {
+						t.Fatal(err)
+					}
+					if got := streamInfo(t, b.JetStream(), c.Name).State.Msgs; got != 1 {
+						t.Errorf("the stream holds %d messages, want 1", got)
+					}
+					m := message(t, b.JetStream(), c.Name, 1)
+					if len(m.Data) != 0 {
+						t.Errorf("a body of %d bytes is in the message, want none", len(m.Data))
+					}
+					bucket, name, ok := bus.Dataref(m.Header.Get("ce-dataref"))
+					if !ok || bucket != "WEBHOOKS_BODIES" || name != m.Header.Get(jetstream.MsgIDHeader) {
+						t.Fatalf("dataref %q", m.Header.Get("ce-dataref"))
+					}
+					got, err := store.GetBytes(t.Context(), name)
+					if err != nil || !bytes.Equal(got, body) {
+						t.Fatalf("the object has %d bytes (%v), want the body's %d", len(got), err, len(body))
+					}
+					info, err := store.GetInfo(t.Context(), name)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if first == nil {
+						first = info
+					} else if first.NUID != info.NUID {
+						t.Error("a copy has written the object again")
+					}
 				}
-			}
-			if got := streamInfo(t, b.JetStream(), c.Name).State.Msgs; got != 1 {
-				t.Errorf("the quarantine holds %d messages, want 1", got)
-			}
-			m := message(t, b.JetStream(), c.Name, 1)
-			if len(m.Data) != 0 {
-				t.Errorf("a body of %d bytes is stored, want none", len(m.Data))
-			}
-			if got := m.Header.Get(bus.SizeHeader); got != "100000" {
-				t.Errorf("size: got %q, want 100000", got)
-			}
-			if got, want := m.Header.Get(bus.DigestHeader), "d69e68988157833272305aaf21f453c800346e8a3640db6578e260215542e5d4"; got != want {
-				t.Errorf("digest: got %q, want %q", got, want)
-			}
-		})
+			})
+		}
+	}
+}
+
+// The object outlives the message: an old one, which an attempt hours ago has
+// left, is written again.
+func TestLargeBodyOfAnOldAttempt(t *testing.T) {
+	s := natstest.Server(t, func(o *server.Options) { o.MaxPayload = 64 << 10 })
+	b := openReady(t, external(s))
+	e := bigEvent(t, 300_000)
+	mustPublish(t, b, e)
+	store, err := b.JetStream().ObjectStore(t.Context(), bus.ObjectBucket("WEBHOOKS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := store.GetInfo(t.Context(), e.CloudEvent.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bus.SetReuseWithin(t, 0)
+	if _, err := b.Publish(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	after, err := store.GetInfo(t.Context(), e.CloudEvent.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.NUID == after.NUID {
+		t.Error("the object is the old one")
+	}
+	if got, err := store.GetBytes(t.Context(), e.CloudEvent.ID()); err != nil || !bytes.Equal(got, e.CloudEvent.Data()) {
+		t.Errorf("the object has %d bytes (%v)", len(got), err)
+	}
+}
+
+func TestBodiesAreKeptLongerThanWhatNamesThem(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	if got, want := streamInfo(t, b.JetStream(), "OBJ_WEBHOOKS_BODIES").Config.MaxAge, 721*time.Hour; got != want {
+		t.Errorf("max age of the bodies: got %v, want %v", got, want)
 	}
 }
 
@@ -392,8 +441,7 @@ func TestFullQuarantine(t *testing.T) {
 	cfg.PublishTimeout = 600 * time.Millisecond
 	b := openReady(t, cfg)
 	stored := fill(t, func(i int) error {
-		_, err := b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "type_missing", Body: fmt.Append(nil, i), Received: received})
-		return err
+		return b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "type_missing", Body: fmt.Append(nil, i), Received: received})
 	})
 	st := streamInfo(t, b.JetStream(), "WEBHOOKS_QUARANTINE").State
 	if st.Msgs != stored || st.FirstSeq != 1 {

@@ -37,6 +37,20 @@ type State struct {
 // Ready reports whether there is no problem.
 func (s *State) Ready() bool { return len(s.Problems) == 0 }
 
+// notLookedAt is why nothing is published before the first look.
+const notLookedAt = "stream not looked at yet"
+
+// Refused reports whether a stream has settings that lose what it acknowledges:
+// that does not pass by itself, as an outage does.
+func (s *State) Refused() bool {
+	for _, reason := range s.refused {
+		if reason != notLookedAt {
+			return true
+		}
+	}
+	return false
+}
+
 // Bucket returns the dedupe bucket; nil if there is none.
 func (s *State) Bucket() jetstream.KeyValue { return s.bucket }
 
@@ -185,18 +199,18 @@ func (b *Bus) check(ctx context.Context) *State {
 		Durability: old.Durability, StreamCreated: old.StreamCreated, BucketCreated: old.BucketCreated,
 		refused: maps.Clone(old.refused), bucket: old.bucket,
 	}
-	if got := b.nc.MaxPayload(); got < b.cfg.MaxBody {
-		st.warn("the NATS server takes messages of %d bytes at most: of a larger body only a digest is quarantined; raise its max_payload above BRIDGE_MAX_BODY_BYTES (%d)", got, b.cfg.MaxBody)
-	}
 	replicas := 0 // of the stream of events, where it is known
-	if stream := b.ensure(ctx, st, b.streamSpec()); stream != nil {
+	stream := b.ensure(ctx, st, b.streamSpec())
+	if stream != nil {
 		st.StreamCreated = stream.Created
 		replicas = stream.Config.Replicas
 		b.lookAtStream(st, stream)
 	}
-	if quarantine := b.ensure(ctx, st, b.quarantineSpec()); quarantine != nil {
+	quarantine := b.ensure(ctx, st, b.quarantineSpec())
+	if quarantine != nil {
 		b.lookAtQuarantine(st, quarantine, replicas)
 	}
+	b.checkBodies(ctx, st, stream, quarantine)
 	if bucket := b.ensure(ctx, st, b.bucketSpec()); bucket != nil {
 		st.BucketCreated = bucket.Created
 		b.lookAtBucket(st, bucket, replicas)
@@ -223,7 +237,7 @@ func (b *Bus) lookAtStream(st *State, info *jetstream.StreamInfo) {
 	c := info.Config
 	st.Durability = b.durability(c)
 	if b.judge(st, c, "STREAM", b.cfg.SubjectPrefix) {
-		st.Durability = "the stream is refused: no event gets a 200"
+		st.Durability = "the stream is refused: no event is stored in it"
 	}
 	if c.Replicas < 2 && b.server == nil {
 		st.warn("stream %s: %s; %s", c.Name, b.durability(c), b.set("STREAM_REPLICAS", c.Name, "--replicas 3"))
@@ -231,9 +245,6 @@ func (b *Bus) lookAtStream(st *State, info *jetstream.StreamInfo) {
 	if c.MaxAge != 0 && c.MaxAge < b.cfg.DedupeWindow {
 		st.warn("stream %s: it keeps events for %v, less than the dedupe window of %v; %s", c.Name, c.MaxAge, b.cfg.DedupeWindow,
 			b.set("STREAM_MAX_AGE", c.Name, "--max-age %v", max(b.cfg.StreamMaxAge, b.cfg.DedupeWindow)))
-	}
-	if c.MaxMsgSize >= 0 && int64(c.MaxMsgSize) < b.cfg.MaxBody {
-		st.warn("stream %s: its max_msg_size is %d: larger events go to the quarantine; nats stream edit %s --max-msg-size=-1", c.Name, c.MaxMsgSize, c.Name)
 	}
 	if c.Duplicates < b.cfg.DuplicateWindow {
 		st.warn("stream %s: its duplicate window is %v, less than the %v asked for; %s", c.Name, c.Duplicates, b.cfg.DuplicateWindow,

@@ -174,7 +174,7 @@ func (b *Bus) update(ctx context.Context, name string, s setting) (changed bool,
 	var info struct {
 		Config map[string]any `json:"config"`
 	}
-	if err := b.api(ctx, "STREAM.INFO."+name, nil, &info); err != nil {
+	if err := request(ctx, b.nc, "STREAM.INFO."+name, nil, &info); err != nil {
 		return false, err
 	}
 	value, differs := s.over(info.Config[s.name])
@@ -182,7 +182,7 @@ func (b *Bus) update(ctx context.Context, name string, s setting) (changed bool,
 		return false, nil
 	}
 	info.Config[s.name] = value
-	return true, b.api(ctx, "STREAM.UPDATE."+name, info.Config, nil)
+	return true, request(ctx, b.nc, "STREAM.UPDATE."+name, info.Config, nil)
 }
 
 // over returns the setting put over what the stream has, and whether that
@@ -211,16 +211,17 @@ func (s setting) over(have any) (value any, differs bool) {
 	}
 }
 
-// api calls the JetStream API; the error of its answer is a *jetstream.APIError.
-func (b *Bus) api(ctx context.Context, subject string, request, response any) error {
+// request calls the JetStream API; the error of its answer is a
+// *jetstream.APIError.
+func request(ctx context.Context, nc *nats.Conn, subject string, body, response any) error {
 	var data []byte
-	if request != nil {
+	if body != nil {
 		var err error
-		if data, err = json.Marshal(request); err != nil {
+		if data, err = json.Marshal(body); err != nil {
 			return err
 		}
 	}
-	msg, err := b.nc.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+subject, data)
+	msg, err := nc.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+subject, data)
 	if err != nil {
 		return err
 	}

@@ -125,7 +125,7 @@ func TestReplicasStartAtOnce(t *testing.T) {
 		}
 		mustPublish(t, b, newEvent(t, i))
 	}
-	wantStreams(t, buses[0].JetStream(), "KV_webhooks-dedupe", "WEBHOOKS", "WEBHOOKS_QUARANTINE")
+	wantStreams(t, buses[0].JetStream(), "KV_webhooks-dedupe", "OBJ_WEBHOOKS_BODIES", "WEBHOOKS", "WEBHOOKS_QUARANTINE")
 }
 
 func wantStreams(t *testing.T, js jetstream.JetStream, want ...string) {
@@ -258,7 +258,11 @@ func TestExistingStreams(t *testing.T) {
 		}
 		b := openReady(t, cfg)
 		mustPublish(t, b, newEvent(t, 1))
-		wantStreams(t, js, "KV_webhooks-dedupe", "WEBHOOKS", "WEBHOOKS_QUARANTINE")
+		names := []string{"KV_webhooks-dedupe", "OBJ_WEBHOOKS_BODIES", "WEBHOOKS", "WEBHOOKS_QUARANTINE"}
+		if !cfg.Manage {
+			names = slices.Delete(names, 1, 2)
+		}
+		wantStreams(t, js, names...)
 		for name := range expected {
 			sameConfig(t, expected[name], streamInfo(t, js, name).Config)
 		}

@@ -74,10 +74,21 @@ const indexTimeout = 500 * time.Millisecond
 // Once stores the event by publish, unless the index knows it, and says where
 // it is. The bucket's being out of reach is no error: the stream's duplicate
 // window protects meanwhile. The errors are those of publish, and
-// bus.ErrUnavailable when ctx ends first.
+// bus.ErrUnavailable when ctx ends first. After an error the event has the token
+// and the id with which it may be tried again.
 func (d *Deduper) Once(ctx context.Context, e *normalize.Event, publish Publish) (Result, error) {
+	return d.once(ctx, e, publish, false)
+}
+
+// OnceCertain does the same for a caller that can wait: where Once would store
+// a state report in doubt, it returns [ErrDoubt].
+func (d *Deduper) OnceCertain(ctx context.Context, e *normalize.Event, publish Publish) (Result, error) {
+	return d.once(ctx, e, publish, true)
+}
+
+func (d *Deduper) once(ctx context.Context, e *normalize.Event, publish Publish, certain bool) (Result, error) {
 	if e.Identity.Judged() {
-		return d.onceReport(ctx, e, publish)
+		return d.onceReport(ctx, e, publish, certain)
 	}
 	names := e.Identity.Names()
 	if known := d.lookup(ctx, names); known != nil {
@@ -103,7 +114,7 @@ func (d *Deduper) Once(ctx context.Context, e *normalize.Event, publish Publish)
 		d.remember(ctx, names[1:], stored)
 	}
 	if e.Identity.StateKey != "" {
-		d.settle(ctx, reportOf(e, stored), false) // if it fails, the indexer does it
+		d.settle(ctx, reportOf(e, stored)) // if it fails, the indexer does it
 	}
 	return result, nil
 }

@@ -17,9 +17,43 @@ type entry struct {
 	Sequence uint64 `json:"seq,omitempty"`    // 0: nothing stored
 	ID       string `json:"id,omitempty"`     // CloudEvents id
 
-	State    string `json:"state,omitempty"`
-	Received int64  `json:"received,omitempty"` // Unix nanoseconds
-	Mark     *mark  `json:"mark,omitempty"`
+	State string `json:"state,omitempty"`
+	// Received is when the latest report of State was received, in Unix
+	// nanoseconds.
+	Received int64 `json:"received,omitempty"`
+	// Other is when the latest report of another state than State was received,
+	// in Unix nanoseconds.
+	Other int64 `json:"other,omitempty"`
+	Mark  *mark `json:"mark,omitempty"`
+}
+
+// record takes in a stored report, in whatever order they come, and reports
+// whether that has changed the entry.
+func (e *entry) record(r entry) (changed bool) {
+	was := *e
+	switch {
+	case e.before(r):
+		r.Mark, r.Other = e.Mark, e.otherThan(r.State)
+		if e.State == r.State {
+			r.Received = max(r.Received, e.Received)
+		}
+		*e = r
+	case e.Stream != r.Stream: // a report of an earlier stream
+	case e.State == r.State:
+		e.Received = max(e.Received, r.Received)
+	default:
+		e.Other = max(e.Other, r.Received)
+	}
+	return *e != was
+}
+
+// otherThan returns when the latest stored report of another state was
+// received, in Unix nanoseconds: 0 if there is none.
+func (e *entry) otherThan(state string) int64 {
+	if e.State != "" && e.State != state {
+		return max(e.Received, e.Other)
+	}
+	return e.Other
 }
 
 // mark announces a report that is being published.

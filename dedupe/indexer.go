@@ -262,8 +262,7 @@ func (x *Indexer) write(ctx context.Context, msg jetstream.Msg, stream int64) er
 		received = meta.Timestamp
 	}
 	stored.State, stored.Received = h.Get(bus.StateHeader), received.UnixNano()
-	_, err = x.dedupe.settle(ctx, report{key: stateKey, token: h.Get(bus.TokenHeader), stored: stored}, false)
-	return err
+	return x.dedupe.settle(ctx, report{key: stateKey, token: h.Get(bus.TokenHeader), stored: stored})
 }
 
 // measureLag keeps the lag up to date, also while nothing is indexed.
@@ -314,13 +313,15 @@ const completeTimeout = indexAckWait + 500*time.Millisecond
 func complete(ctx context.Context, b *bus.Bus, after uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
 	defer cancel()
-	last := uint64(0) // not known yet; the stream is not empty
+	var last uint64
+	known := false
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		var err error
-		if last == 0 {
+		if !known {
 			last, err = lastSequence(ctx, b)
+			known = err == nil
 		}
-		if last > 0 {
+		if known {
 			if last <= after {
 				return true
 			}

@@ -24,7 +24,8 @@ import (
 // The model runs the real protocol of state reports against an index and a
 // stream in memory, under a scheduler that decides which of the deliveries
 // takes its next step, which crashes there, which publish fails, and how far
-// behind a read is. Everything follows from the seed.
+// behind a read is. In some runs what fails goes to a spool, which no crash
+// empties. Everything follows from the seed.
 
 var (
 	schedules = flag.Int("schedules", 1000, "random schedules of the state report model")
@@ -44,7 +45,7 @@ func TestStateReportModel(t *testing.T) {
 		}
 	}
 	t.Logf("%d schedules: %v", *schedules, seen)
-	for _, what := range []string{"accepted", "duplicate", "conflict", "stale read", "crash", "failed publish", "lost acknowledgement", "token shared"} {
+	for _, what := range []string{"accepted", "duplicate", "conflict", "stale read", "crash", "failed publish", "lost acknowledgement", "token shared", "waited in the spool"} {
 		if seen[what] == 0 {
 			t.Errorf("no schedule had a %s", what)
 		}
@@ -82,6 +83,7 @@ type world struct {
 	rng    *rand.Rand
 	clock  int // steps taken
 	named  int // the occurrence that has a name and only records its state
+	spool  bool
 	actors []*actor
 	index  map[string][][]byte // revision n of a name stands at n-1
 	stream []message
@@ -105,6 +107,9 @@ type actor struct {
 	steps      []int   // when it took one; the first is its begin
 	answer     *Result // of a delivery that was answered 200
 	ended      int
+
+	spooled   *normalize.Event // what a crash leaves in the spool
+	spooledAt int
 }
 
 // maxSteps is far above what a schedule takes that comes to an end.
@@ -156,7 +161,7 @@ func (w *world) play() {
 			errors:      prometheus.NewCounter(prometheus.CounterOpts{Name: "errors"}),
 		}
 	}
-	w.named = w.rng.IntN(8)
+	w.named, w.spool = w.rng.IntN(8), w.rng.IntN(2) == 0
 	var queue []int // occurrences to deliver
 	for o := range 2 + w.rng.IntN(4) {
 		queue = append(queue, o)
@@ -178,17 +183,25 @@ func (w *world) play() {
 			unindexed = append(unindexed, indexed)
 		}
 		var live []*actor
+		restarted := false
 		for _, a := range w.actors {
 			switch {
 			case !a.done:
 				live = append(live, a)
 			case w.clock > maxSteps:
+			case a.failed && a.spooled != nil:
+				next := w.begin(a.occurrence, "delivery", true, w.delivering(process(), a.occurrence, a.spooled))
+				next.steps, next.spooledAt = a.steps, a.spooledAt
+				restarted = true
 			case a.failed && a.delivery: // the provider tries again
 				queue = append(queue, a.occurrence)
 			case a.failed: // the consumer delivers again
 				unindexed = append(unindexed, a.occurrence)
 			}
 			a.failed = a.failed && !a.done
+		}
+		if restarted {
+			continue
 		}
 		pick := w.rng.IntN(len(live) + 2)
 		switch {
@@ -204,7 +217,7 @@ func (w *world) play() {
 			a.waiting = false
 			a.grant <- f
 		case pick == len(live) && len(queue) > 0:
-			w.begin(queue[0], "delivery", true, w.delivering(process(), queue[0]))
+			w.begin(queue[0], "delivery", true, w.delivering(process(), queue[0], nil))
 			queue = queue[1:]
 		case len(unindexed) > 0:
 			w.begin(unindexed[0], "indexer", false, w.indexing(process(), w.stream[unindexed[0]]))
@@ -231,7 +244,7 @@ func (w *world) settle() {
 
 type actorKey struct{}
 
-func (w *world) begin(occurrence int, what string, delivery bool, run func(context.Context, *actor) error) {
+func (w *world) begin(occurrence int, what string, delivery bool, run func(context.Context, *actor) error) *actor {
 	w.clock++
 	a := &actor{
 		name: fmt.Sprintf("#%d %s of %d (%s)", len(w.actors), what, occurrence, map[bool]string{true: w.state(occurrence), false: "-"}[delivery]), occurrence: occurrence, delivery: delivery,
@@ -250,23 +263,65 @@ func (w *world) begin(occurrence int, what string, delivery bool, run func(conte
 			a.failed = false
 		}
 	}()
+	return a
 }
 
-func (w *world) delivering(d *Deduper, occurrence int) func(context.Context, *actor) error {
-	e := &normalize.Event{CloudEvent: event.New(), Identity: normalize.Identity{StateKey: "state", State: w.state(occurrence)}, Received: time.Now()}
-	if occurrence == w.named {
-		e.Identity.Key = fmt.Sprintf("name-%d", occurrence)
-		e.CloudEvent.SetID(e.Identity.Key)
+// delivering takes a delivery of an occurrence to its answer, and one that goes
+// to the spool to where it is stored; spooled is what was in the spool before a
+// crash.
+func (w *world) delivering(d *Deduper, occurrence int, spooled *normalize.Event) func(context.Context, *actor) error {
+	e := spooled
+	if e == nil {
+		e = &normalize.Event{CloudEvent: event.New(), Identity: normalize.Identity{StateKey: "state", State: w.state(occurrence)}, Received: w.now()}
+		if occurrence == w.named {
+			e.Identity.Key = fmt.Sprintf("name-%d", occurrence)
+			e.CloudEvent.SetID(e.Identity.Key)
+		}
+	}
+	keep := func() *normalize.Event { c := *e; c.CloudEvent = e.CloudEvent.Clone(); return &c }
+	once := d.Once
+	if w.spool {
+		once = d.OnceCertain
 	}
 	return func(ctx context.Context, a *actor) error {
-		r, err := d.Once(ctx, e, w.publish)
-		if err != nil {
+		var r Result
+		err := bus.ErrUnavailable
+		if spooled == nil {
+			r, err = once(ctx, e, w.publish)
+		} else {
+			a.spooled = keep()
+		}
+		if err != nil && !w.spool {
 			return err
+		}
+		if err != nil && spooled == nil {
+			w.step(ctx, "into the spool", func(a *actor) { a.spooled, a.spooledAt = keep(), w.clock })
+		}
+		for tries := 0; err != nil; tries++ {
+			for range w.wait() {
+				w.step(ctx, "wait in the spool", func(*actor) { w.seen["waited in the spool"]++ })
+			}
+			e = keep()
+			if r, err = once(ctx, e, w.publish); tries > 2 {
+				once = d.Once
+			}
 		}
 		a.answer = &r
 		w.saw(a, map[bool]string{true: "duplicate", false: "accepted"}[r.Duplicate])
 		return nil
 	}
+}
+
+// wait is for how many steps nothing is taken from the spool.
+func (w *world) wait() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rng.IntN(30)
+}
+
+// now is the time on everybody's clock.
+func (w *world) now() time.Time {
+	return time.Unix(1000, 0).Add(time.Duration(w.clock) * time.Millisecond)
 }
 
 func (w *world) indexing(d *Deduper, m message) func(context.Context, *actor) error {
@@ -277,7 +332,7 @@ func (w *world) indexing(d *Deduper, m message) func(context.Context, *actor) er
 				return err
 			}
 		}
-		if _, err := d.settle(ctx, reportOf(m.event, stored), false); err != nil {
+		if err := d.settle(ctx, reportOf(m.event, stored)); err != nil {
 			return err
 		}
 		w.mu.Lock()
@@ -417,7 +472,9 @@ func (w modelIndex) swap(ctx context.Context, name string, value []byte, revisio
 // faults says what the run has lost and what it has stored twice.
 //
 // Lost: a delivery was answered "duplicate" of a message although, when it
-// began, a later message of another state was already stored. Twice: two
+// began, a later message of another state was already stored; or, from the
+// spool, of a message whose delivery began when a report of another state had been
+// received and stored since. Twice: two
 // messages report one occurrence, though nothing of another state was under way
 // from the begin of the two deliveries that stored them to the end, and the
 // index was never found incomplete.
@@ -440,6 +497,13 @@ func (w *world) faults() (faults []string) {
 		for _, m := range w.stream[sequence:] {
 			if m.event.Identity.State != w.state(a.occurrence) && m.at < a.steps[0] {
 				faults = append(faults, fmt.Sprintf("lost: %s is answered by sequence %d, but another state came between", a.name, sequence))
+			}
+		}
+		by := w.stream[sequence-1].storer
+		for _, m := range w.stream[:sequence-1] {
+			if a.spooledAt > 0 && m.event.Identity.Judged() && by.occurrence != a.occurrence && m.event.Identity.State != w.state(a.occurrence) &&
+				a.spooledAt < m.storer.steps[0] && m.at < by.steps[0] {
+				faults = append(faults, fmt.Sprintf("lost: %s, from the spool, is answered by sequence %d, but another state came before that", a.name, sequence))
 			}
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"log"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -36,8 +37,12 @@ func consume(ctx context.Context, natsURL string, handle func(id, typ, outcome s
 		// Attributes are headers, percent-encoded where they need it.
 		h := msg.Headers()
 		typ, err := url.PathUnescape(h.Get("ce-type"))
+		body := msg.Data()
+		if ref := h.Get("ce-dataref"); err == nil && ref != "" { // too large for a message
+			body, err = object(ctx, js, ref)
+		}
 		if err == nil {
-			err = handle(h.Get("ce-id"), typ, h.Get("ce-outcome"), msg.Data())
+			err = handle(h.Get("ce-id"), typ, h.Get("ce-outcome"), body)
 		}
 		if err != nil {
 			log.Print(err)
@@ -52,6 +57,20 @@ func consume(ctx context.Context, natsURL string, handle func(id, typ, outcome s
 	return func() { subscription.Stop(); nc.Close() }, nil
 }
 
+// object reads the body that a dataref names: nats-object:<bucket>/<name>.
+func object(ctx context.Context, js jetstream.JetStream, dataref string) ([]byte, error) {
+	path, ok := strings.CutPrefix(dataref, "nats-object:")
+	bucket, name, found := strings.Cut(path, "/")
+	if !ok || !found {
+		return nil, fmt.Errorf("not an object: %q", dataref)
+	}
+	store, err := js.ObjectStore(ctx, bucket)
+	if err != nil {
+		return nil, err
+	}
+	return store.GetBytes(ctx, name)
+}
+
 func Example() {
 	natsURL, shutdown := natsWithEvent()
 	defer shutdown()
@@ -59,7 +78,9 @@ func Example() {
 	done := make(chan struct{})
 	stop, err := consume(context.Background(), natsURL, func(id, typ, outcome string, body []byte) error {
 		fmt.Println(id, typ, outcome, string(body))
-		close(done)
+		if id == "last" {
+			close(done)
+		}
 		return nil
 	})
 	if err != nil {
@@ -67,10 +88,13 @@ func Example() {
 	}
 	defer stop()
 	<-done
-	// Output: 7b61cb6e com.trusthub.onboarding.auto_approved approved {"sessionId":"s-1","status":"AUTO_APPROVED"}
+	// Output:
+	// first com.trusthub.onboarding.auto_approved approved {"sessionId":"s-1","status":"AUTO_APPROVED"}
+	// last com.trusthub.onboarding.auto_rejected rejected {"sessionId":"s-2","status":"AUTO_REJECTED"}
 }
 
-// natsWithEvent starts a NATS server that holds one event of the bridge.
+// natsWithEvent starts a NATS server that holds two events of the bridge, one
+// with its body in the object store.
 func natsWithEvent() (natsURL string, shutdown func()) {
 	dir, err := os.MkdirTemp("", "nats")
 	if err != nil {
@@ -97,15 +121,24 @@ func natsWithEvent() (natsURL string, shutdown func()) {
 	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "WEBHOOKS", Subjects: []string{"webhooks.>"}}); err != nil {
 		log.Fatal(err)
 	}
-	if _, err := js.PublishMsg(ctx, &nats.Msg{
-		Subject: "webhooks.trusthub.onboarding.auto_approved",
-		Header: nats.Header{
-			"ce-specversion": {"1.0"}, "ce-id": {"7b61cb6e"}, "ce-type": {"com.trusthub.onboarding.auto_approved"},
-			"ce-source": {"urn:trusthub"}, "ce-outcome": {"approved"},
-		},
-		Data: []byte(`{"sessionId":"s-1","status":"AUTO_APPROVED"}`),
-	}); err != nil {
+	bodies, err := js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: "WEBHOOKS_BODIES"})
+	if err != nil {
 		log.Fatal(err)
 	}
+	if _, err := bodies.PutString(ctx, "last", `{"sessionId":"s-2","status":"AUTO_REJECTED"}`); err != nil {
+		log.Fatal(err)
+	}
+	publish := func(id, outcome string, body []byte, dataref ...string) {
+		kind := "onboarding.auto_" + outcome
+		header := nats.Header{
+			"ce-specversion": {"1.0"}, "ce-id": {id}, "ce-type": {"com.trusthub." + kind},
+			"ce-source": {"urn:trusthub"}, "ce-outcome": {outcome}, "ce-dataref": dataref,
+		}
+		if _, err := js.PublishMsg(ctx, &nats.Msg{Subject: "webhooks.trusthub." + kind, Header: header, Data: body}); err != nil {
+			log.Fatal(err)
+		}
+	}
+	publish("first", "approved", []byte(`{"sessionId":"s-1","status":"AUTO_APPROVED"}`))
+	publish("last", "rejected", nil, "nats-object:WEBHOOKS_BODIES/last")
 	return s.ClientURL(), func() { s.Shutdown(); s.WaitForShutdown(); os.RemoveAll(dir) }
 }

@@ -19,6 +19,7 @@ type Admin struct {
 	mux      *http.ServeMux
 	state    func() *bus.State
 	lag      func() dedupe.Lag
+	spool    Spool // nil: none
 	window   time.Duration
 	draining atomic.Bool
 }
@@ -26,9 +27,10 @@ type Admin struct {
 // NewAdmin returns the admin handler: /livez says that the process runs,
 // /readyz whether events can be stored and what a 200 is worth, /metrics is
 // Prometheus's. An index further behind than the stream's duplicate window is
-// reported, since redeliveries may then be stored again.
-func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, duplicateWindow time.Duration, reg prometheus.Gatherer) *Admin {
-	a := &Admin{mux: http.NewServeMux(), state: state, lag: lag, window: duplicateWindow}
+// reported, since redeliveries may then be stored again. The spool may be nil;
+// with one that works, an outage of NATS is a warning only.
+func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, duplicateWindow time.Duration, reg prometheus.Gatherer) *Admin {
+	a := &Admin{mux: http.NewServeMux(), state: state, lag: lag, spool: spool, window: duplicateWindow}
 	a.mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	a.mux.HandleFunc("GET /readyz", a.readyz)
 	a.mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
@@ -51,6 +53,8 @@ type Readiness struct {
 	Durability       string  `json:"durability,omitempty"`
 	IndexLagMessages uint64  `json:"index_lag_messages"`
 	IndexLagSeconds  float64 `json:"index_lag_seconds"`
+	// SpoolMessages is how many webhooks wait on this machine's disk.
+	SpoolMessages *int `json:"spool_messages,omitempty"`
 }
 
 func (a *Admin) readyz(w http.ResponseWriter, _ *http.Request) {
@@ -61,6 +65,20 @@ func (a *Admin) readyz(w http.ResponseWriter, _ *http.Request) {
 		Durability:       st.Durability,
 		IndexLagMessages: lag.Messages,
 		IndexLagSeconds:  lag.Oldest.Seconds(),
+	}
+	if a.spool != nil {
+		waiting := a.spool.Len()
+		r.SpoolMessages = &waiting
+		if warning := a.spool.Warning(); warning != "" {
+			r.Warnings = append(r.Warnings, warning)
+		}
+		switch problem := a.spool.Problem(); {
+		case problem != "":
+			r.Problems = append(r.Problems, problem)
+		case len(r.Problems) > 0 && !st.Refused():
+			r.Warnings, r.Problems = append(r.Problems, r.Warnings...), nil
+			r.Durability = "a 200 means written and synced to this machine's disk, one copy, until NATS takes it"
+		}
 	}
 	if a.draining.Load() {
 		r.Problems = append(r.Problems, "shutting down")

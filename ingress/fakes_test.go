@@ -24,3 +24,7 @@ func (passThrough) Once(ctx context.Context, e *normalize.Event, publish dedupe.
 	ack, err := publish(ctx, e)
 	return dedupe.Result{ID: e.CloudEvent.ID(), Duplicate: ack.Duplicate}, err
 }
+
+func (p passThrough) OnceCertain(ctx context.Context, e *normalize.Event, publish dedupe.Publish) (dedupe.Result, error) {
+	return p.Once(ctx, e, publish)
+}

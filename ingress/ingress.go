@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -50,12 +52,13 @@ type Endpoint struct {
 // Deduper stores an event once, as [dedupe.Deduper] does.
 type Deduper interface {
 	Once(context.Context, *normalize.Event, dedupe.Publish) (dedupe.Result, error)
+	OnceCertain(context.Context, *normalize.Event, dedupe.Publish) (dedupe.Result, error)
 }
 
 // Bus stores events and rejected bodies, as [bus.Bus] does.
 type Bus interface {
 	Publish(context.Context, *normalize.Event) (bus.Ack, error)
-	Quarantine(context.Context, bus.Rejected) (id string, err error)
+	Quarantine(context.Context, bus.Rejected) error
 }
 
 var (
@@ -70,21 +73,25 @@ type Handler struct {
 	endpoints map[string]Endpoint
 	dedupe    Deduper
 	bus       Bus
+	spool     Spool // nil: none
 	limits    Limits
 	requests  budget
 	bytes     budget
 	now       func() time.Time
 	log       *slog.Logger
 	metrics   *metrics
+
+	doubtSince atomic.Int64 // Unix nanoseconds; 0: the spool has no doubts
 }
 
-// New returns a handler for the endpoints. The clock is time.Now in all but
-// tests.
-func New(endpoints []Endpoint, d Deduper, b Bus, limits Limits, now func() time.Time, log *slog.Logger, reg prometheus.Registerer) (*Handler, error) {
+// New returns a handler for the endpoints. The spool may be nil. The clock is
+// time.Now in all but tests.
+func New(endpoints []Endpoint, d Deduper, b Bus, spool Spool, limits Limits, now func() time.Time, log *slog.Logger, reg prometheus.Registerer) (*Handler, error) {
 	h := &Handler{
 		endpoints: make(map[string]Endpoint),
 		dedupe:    d,
 		bus:       b,
+		spool:     spool,
 		limits:    limits,
 		requests:  budget{limit: limits.MaxInFlight},
 		bytes:     budget{limit: limits.MaxInFlightBytes},
@@ -192,7 +199,7 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 		}
 	}()
 	deadline := start.Add(answerWithin)
-	body, held, err := readBody(w, r, h.limits.MaxBody, deadline.Add(-h.limits.PublishTimeout-500*time.Millisecond), &h.bytes)
+	body, held, err := readBody(w, r, h.limits.MaxBody, deadline.Add(-h.limits.PublishTimeout-500*time.Millisecond-h.reserve()), &h.bytes)
 	defer h.bytes.give(held)
 	if err != nil {
 		return refuse(reasonFor(err), err)
@@ -219,33 +226,33 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	// The sender's hanging up does not stop what is verified.
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), deadline)
 	defer cancel()
+	headers := original(r.Header)
 	event, err := e.Provider.Event(body, received)
 	if err != nil {
-		return h.quarantine(ctx, e, body, received, err)
+		return h.keep(ctx, bus.Spooled{Rejected: &bus.Rejected{
+			Provider: e.Provider.Name, Reason: string(reasonFor(err)), Body: body, Received: received, Headers: headers,
+		}}, deadline)
+	}
+	if trace := headers["Traceparent"]; traceparent.MatchString(trace) {
+		event.CloudEvent.SetExtension("traceparent", trace)
 	}
 	failpoint.Hit("normalized")
-	result, err := h.dedupe.Once(ctx, event, h.bus.Publish)
-	switch {
-	case err != nil && reasonFor(err) == NotPublishable:
-		return h.quarantine(ctx, e, body, received, err)
-	case err != nil:
-		return refuse(BusUnavailable, err)
-	case result.Duplicate:
-		return answer{result: duplicate, id: result.ID}
-	default:
-		return answer{result: accepted, id: result.ID}
-	}
+	return h.keep(ctx, bus.Spooled{Event: event, Headers: headers}, deadline)
 }
 
-// quarantine stores a verified body that is no event.
-func (h *Handler) quarantine(ctx context.Context, e Endpoint, body []byte, received time.Time, cause error) answer {
-	reason := reasonFor(cause)
-	id, err := h.bus.Quarantine(ctx, bus.Rejected{Provider: e.Provider.Name, Reason: string(reason), Body: body, Received: received})
-	if err != nil {
-		return refuse(BusUnavailable, fmt.Errorf("quarantine: %w", err))
+// traceparent is a W3C Trace Context header of version 00.
+var traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+
+// original returns the headers of a request that go into the quarantine with a
+// body. Nothing that tells a secret is among them.
+func original(h http.Header) map[string]string {
+	headers := make(map[string]string)
+	for _, name := range []string{"Content-Type", "User-Agent", "Traceparent", "X-Request-Id"} {
+		if v := h.Get(name); v != "" && len(v) <= normalize.MaxValue {
+			headers[name] = v
+		}
 	}
-	failpoint.Hit("quarantined")
-	return answer{result: quarantined, id: id, reason: reason}
+	return headers
 }
 
 // retryAfter is what a 503 asks for, in seconds.

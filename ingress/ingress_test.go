@@ -92,7 +92,7 @@ func TestPaths(t *testing.T) {
 }
 
 func TestProviderWithoutSecret(t *testing.T) {
-	h, err := ingress.New(nil, nil, nil, ingress.Limits{}, time.Now, discard(), newRegistry())
+	h, err := ingress.New(nil, nil, nil, nil, ingress.Limits{}, time.Now, discard(), newRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestVectors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h, err := ingress.New([]ingress.Endpoint{{Provider: p, Verifier: verifier}}, passThrough{}, r.bus,
+			h, err := ingress.New([]ingress.Endpoint{{Provider: p, Verifier: verifier}}, passThrough{}, r.bus, nil,
 				ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 1, MaxInFlightBytes: 2 << 20, PublishTimeout: 3 * time.Second},
 				func() time.Time { return *r.now.Load() }, discard(), newRegistry())
 			if err != nil {
@@ -182,6 +182,10 @@ func (h held) Once(ctx context.Context, e *normalize.Event, _ dedupe.Publish) (d
 	return dedupe.Result{ID: e.CloudEvent.ID()}, nil
 }
 
+func (h held) OnceCertain(ctx context.Context, e *normalize.Event, publish dedupe.Publish) (dedupe.Result, error) {
+	return h.Once(ctx, e, publish)
+}
+
 func TestOverloadedByRequests(t *testing.T) {
 	r := oneServer(t)
 	waldo := provider(t, "waldo")
@@ -190,7 +194,7 @@ func TestOverloadedByRequests(t *testing.T) {
 		t.Fatal(err)
 	}
 	stage := held{make(chan struct{}), make(chan struct{})}
-	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, stage, r.bus,
+	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, stage, r.bus, nil,
 		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 2, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, time.Now, discard(), newRegistry())
 	if err != nil {
 		t.Fatal(err)
@@ -273,6 +277,10 @@ func TestSlowSendersStopNobody(t *testing.T) {
 // panics is a Deduper with a bug.
 type panics struct{}
 
+func (p panics) OnceCertain(ctx context.Context, e *normalize.Event, publish dedupe.Publish) (dedupe.Result, error) {
+	return p.Once(ctx, e, publish)
+}
+
 func (panics) Once(context.Context, *normalize.Event, dedupe.Publish) (dedupe.Result, error) {
 	panic("with a name in it: MUGABE")
 }
@@ -285,7 +293,7 @@ func TestPanicIsAnswered(t *testing.T) {
 		t.Fatal(err)
 	}
 	var log syncBuffer
-	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, panics{}, r.bus,
+	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, panics{}, r.bus, nil,
 		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 1, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, time.Now, slog.New(slog.NewTextHandler(&log, nil)), newRegistry())
 	if err != nil {
 		t.Fatal(err)
@@ -385,18 +393,27 @@ func TestBusUnavailable(t *testing.T) {
 	}
 }
 
-// A body that fits our limit and not the server's is not lost silently.
+// A body that fits our limit and not the server's becomes an event that names it.
 func TestBodyTooLargeForNATS(t *testing.T) {
 	s := natstest.Server(t, func(o *server.Options) { o.MaxPayload = 16 << 10 })
 	r := newRig(t, s.ClientURL()).ready()
 	dataspike := provider(t, "dataspike")
 	body := r.padded(dataspike, 40_000)
 	a := r.send(r.signed(dataspike, body))
-	a.expect(t, http.StatusOK, "quarantined")
-	msg := r.message("WEBHOOKS_QUARANTINE", a.ID)
-	if msg.Subject != "quarantine.dataspike.not_publishable" || len(msg.Data) != 0 || msg.Header.Get(bus.SizeHeader) != "40000" || len(msg.Header.Get(bus.DigestHeader)) != 64 {
-		t.Errorf("%s %v", msg.Subject, msg.Header)
+	a.expect(t, http.StatusOK, "accepted")
+	msg := r.message("WEBHOOKS", a.ID)
+	bucket, name, ok := bus.Dataref(msg.Header.Get("ce-dataref"))
+	if !ok || len(msg.Data) != 0 || name != a.ID {
+		t.Fatalf("%s %v", msg.Subject, msg.Header)
 	}
+	store, err := r.js.ObjectStore(t.Context(), bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := store.GetBytes(t.Context(), name); err != nil || !bytes.Equal(got, body) {
+		t.Errorf("%d bytes (%v), want the body", len(got), err)
+	}
+	r.send(r.signed(dataspike, body)).expect(t, http.StatusOK, "duplicate")
 }
 
 func TestTypeTooLong(t *testing.T) {

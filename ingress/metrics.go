@@ -13,6 +13,7 @@ const (
 	accepted    = "accepted"
 	duplicate   = "duplicate"
 	quarantined = "quarantined"
+	spooled     = "spooled"
 	rejected    = "rejected" // the sender's fault
 	failed      = "failed"   // ours
 )
@@ -33,7 +34,7 @@ func newMetrics(providers []string, reg prometheus.Registerer) (*metrics, error)
 	m := &metrics{
 		webhooks: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bridge_webhooks_total",
-			Help: "Requests by result: accepted, duplicate, quarantined, rejected (4xx), failed (503).",
+			Help: "Requests by result: accepted, duplicate, quarantined, spooled, rejected (4xx), failed (503).",
 		}, []string{"provider", "result"}),
 		rejections: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bridge_rejections_total",
@@ -54,7 +55,7 @@ func newMetrics(providers []string, reg prometheus.Registerer) (*metrics, error)
 		}, []string{"provider"}),
 	}
 	for _, p := range append(providers, unknown) { // so that rates start from zero
-		for _, r := range []string{accepted, duplicate, quarantined, rejected, failed} {
+		for _, r := range []string{accepted, duplicate, quarantined, spooled, rejected, failed} {
 			if p != unknown || r == rejected {
 				m.webhooks.WithLabelValues(p, r)
 			}

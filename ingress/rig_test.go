@@ -40,6 +40,7 @@ type rig struct {
 	url      string
 	handler  http.Handler
 	admin    *ingress.Admin
+	spool    *bus.Spool // nil: none
 	registry *prometheus.Registry
 	bus      *bus.Bus
 	js       jetstream.JetStream
@@ -50,8 +51,22 @@ type rig struct {
 
 type rigOption func(*bus.Config, *ingress.Limits)
 
+// keeper returns the spool as the interface that is nil without one.
+func (r *rig) keeper() ingress.Spool {
+	if r.spool == nil {
+		return nil
+	}
+	return r.spool
+}
+
 // newRig starts a bridge against the NATS servers at url.
 func newRig(t testing.TB, url string, options ...rigOption) *rig {
+	t.Helper()
+	return newSpoolRig(t, url, bus.SpoolConfig{}, options...)
+}
+
+// newSpoolRig starts one with a spool, unless that has no directory.
+func newSpoolRig(t testing.TB, url string, spool bus.SpoolConfig, options ...rigOption) *rig {
 	t.Helper()
 	cfg := bus.Config{
 		URL: url, Stream: "WEBHOOKS", SubjectPrefix: "webhooks", Replicas: 1, StreamMaxAge: 720 * time.Hour,
@@ -87,12 +102,18 @@ func newRig(t testing.TB, url string, options ...rigOption) *rig {
 		}
 		endpoints = append(endpoints, ingress.Endpoint{Provider: p, Verifier: v})
 	}
-	h, err := ingress.New(endpoints, d, r.bus, limits, func() time.Time { return *r.now.Load() }, log, r.registry)
+	if spool.Dir != "" {
+		spool.MaxBody = cfg.MaxBody
+		if r.spool, err = bus.OpenSpool(t.Context(), spool, log, r.registry); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h, err := ingress.New(endpoints, d, r.bus, r.keeper(), limits, func() time.Time { return *r.now.Load() }, log, r.registry)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.handler = h
-	r.admin = ingress.NewAdmin(r.bus.State, x.Lag, cfg.DuplicateWindow, r.registry)
+	r.admin = ingress.NewAdmin(r.bus.State, x.Lag, r.keeper(), cfg.DuplicateWindow, r.registry)
 	server := httptest.NewUnstartedServer(h)
 	server.Config = ingress.NewServer(h, log)
 	server.Start()
@@ -102,10 +123,16 @@ func newRig(t testing.TB, url string, options ...rigOption) *rig {
 	var wg sync.WaitGroup
 	wg.Go(func() { r.bus.Run(ctx) })
 	wg.Go(func() { x.Run(ctx) })
+	if r.spool != nil {
+		wg.Go(func() { r.spool.Run(ctx, h.HandOver) })
+	}
 	t.Cleanup(func() {
 		server.Close()
 		cancel()
 		wg.Wait()
+		if r.spool != nil {
+			r.spool.Close()
+		}
 		r.bus.Close(context.Background())
 		http.DefaultClient.CloseIdleConnections()
 	})

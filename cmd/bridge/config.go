@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -58,6 +59,9 @@ type config struct {
 	QuarantineMaxAge   time.Duration `env:"QUARANTINE_MAX_AGE" envDefault:"720h" help:"how long they are kept"`
 	QuarantineMaxBytes size          `env:"QUARANTINE_MAX_BYTES" envDefault:"1GiB" help:"size above which new ones are refused"`
 
+	SpoolDir      string `env:"SPOOL_DIR" help:"where webhooks wait while NATS is out of reach; empty: they are answered 503"`
+	SpoolMaxBytes size   `env:"SPOOL_MAX_BYTES" envDefault:"1GiB" help:"size above which no more are taken"`
+
 	MaxBodyBytes     size          `env:"MAX_BODY_BYTES" envDefault:"8MiB" help:"largest body"`
 	MaxInFlight      int64         `env:"MAX_IN_FLIGHT" envDefault:"4096" help:"most requests at a time"`
 	MaxInFlightBytes size          `env:"MAX_IN_FLIGHT_BYTES" envDefault:"256MiB" help:"most bytes of their bodies"`
@@ -65,7 +69,7 @@ type config struct {
 	PublishTimeout   time.Duration `env:"PUBLISH_TIMEOUT" envDefault:"3s" help:"how long to wait for the stream's acknowledgement"`
 
 	ShutdownDelay   time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0s" help:"how long to serve on after SIGTERM, with /readyz false"`
-	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"20s" help:"bound of the shutdown after that, and of the wait for DATA_DIR"`
+	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"20s" help:"bound of the shutdown after that, and of the wait for DATA_DIR and SPOOL_DIR"`
 	ManageStreams   bool          `env:"MANAGE_STREAMS" envDefault:"true" help:"false: streams and bucket are somebody else's and only checked"`
 
 	LogLevel  slog.Level `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error"`
@@ -235,6 +239,12 @@ func (c *config) check() (problems configError) {
 	if c.MaxBodyBytes < 1 || c.MaxBodyBytes > maxBody {
 		wrong("MAX_BODY_BYTES", "%d is not between 1 and %d", c.MaxBodyBytes, maxBody)
 	}
+	if c.SpoolMaxBytes < 1 {
+		wrong("SPOOL_MAX_BYTES", "%d is not above 0", c.SpoolMaxBytes)
+	}
+	if c.SpoolDir != "" && c.NATSURL == "" && sameDir(c.SpoolDir, c.DataDir) {
+		wrong("SPOOL_DIR", "must not be %sDATA_DIR", envPrefix)
+	}
 	if c.MaxInFlight < 1 {
 		wrong("MAX_IN_FLIGHT", "%d is not above 0", c.MaxInFlight)
 	}
@@ -246,6 +256,12 @@ func (c *config) check() (problems configError) {
 	}
 	slices.Sort(problems) // maps have no order
 	return problems
+}
+
+func sameDir(a, b string) bool {
+	a, errA := filepath.Abs(a)
+	b, errB := filepath.Abs(b)
+	return errA == nil && errB == nil && a == b
 }
 
 func loopback(addr string) bool {
@@ -267,6 +283,10 @@ func (c *config) busConfig() bus.Config {
 		MaxBody: int64(c.MaxBodyBytes), PublishTimeout: c.PublishTimeout,
 		Manage: c.ManageStreams, Explicit: c.explicit,
 	}
+}
+
+func (c *config) spoolConfig() bus.SpoolConfig {
+	return bus.SpoolConfig{Dir: c.SpoolDir, MaxBytes: int64(c.SpoolMaxBytes), MaxBody: int64(c.MaxBodyBytes), LockWait: c.ShutdownTimeout}
 }
 
 func (c *config) windows() dedupe.Windows {

@@ -54,8 +54,8 @@ func TestReadme(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, snippet, _ := strings.Cut(string(example), "\nfunc consume(")
-	snippet, _, _ = strings.Cut(snippet, "\n}\n")
-	want("```go\nfunc consume(" + snippet + "\n}\n```")
+	snippet, _, _ = strings.Cut(snippet, "\nfunc Example")
+	want("```go\nfunc consume(" + strings.TrimSpace(snippet) + "\n```")
 
 	ci, err := os.ReadFile("../../.ci/run")
 	if err != nil {

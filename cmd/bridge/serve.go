@@ -53,6 +53,7 @@ type bridge struct {
 	cfg     *config
 	log     *slog.Logger
 	bus     *bus.Bus
+	spool   *bus.Spool // nil: none
 	admin   *ingress.Admin
 	servers struct{ admin, public *http.Server }
 
@@ -61,6 +62,7 @@ type bridge struct {
 	failed    chan error // a listener has failed
 	stopBus   func()
 	stopIndex func()
+	stopSpool func()
 	stopWatch func()
 }
 
@@ -128,16 +130,29 @@ func start(ctx context.Context, cfg *config, log *slog.Logger) (_ *bridge, err e
 	if err != nil {
 		return nil, err
 	}
-	handler, err := ingress.New(endpoints, deduper, b.bus, cfg.limits(), time.Now, log, registry)
+	var spool ingress.Spool
+	if cfg.SpoolDir != "" {
+		if b.spool, err = bus.OpenSpool(ctx, cfg.spoolConfig(), log, registry); err != nil {
+			return nil, err
+		}
+		undo = append(undo, b.spool.Close)
+		spool = b.spool
+	}
+	handler, err := ingress.New(endpoints, deduper, b.bus, spool, cfg.limits(), time.Now, log, registry)
 	if err != nil {
 		return nil, err
 	}
-	b.admin = ingress.NewAdmin(b.bus.State, indexer.Lag, cfg.DuplicateWindow, registry)
+	b.admin = ingress.NewAdmin(b.bus.State, indexer.Lag, spool, cfg.DuplicateWindow, registry)
 
 	b.stopBus = background(b.bus.Run)
 	undo = append(undo, b.stopBus)
 	b.stopIndex = background(indexer.Run)
 	undo = append(undo, b.stopIndex)
+	b.stopSpool = func() {}
+	if b.spool != nil {
+		b.stopSpool = background(func(ctx context.Context) { b.spool.Run(ctx, handler.HandOver) })
+		undo = append(undo, b.stopSpool)
+	}
 	b.stopWatch = func() {}
 	if len(reload) > 0 {
 		watchCtx, cancel := context.WithCancel(context.Background())
@@ -192,24 +207,48 @@ func (b *bridge) wait(ctx context.Context) error {
 }
 
 // stop takes everything down so that nothing answered is lost: not ready, serve
-// on for the delay, no new requests, finish those in flight, then indexer, NATS
-// and the admin listener.
+// on for the delay, no new requests, finish those in flight, then spool,
+// indexer, NATS and the admin listener. After the delay the shutdown timeout
+// bounds it.
 func (b *bridge) stop() error {
 	b.log.Info("shutting down")
 	b.admin.Drain()
-	time.Sleep(b.cfg.ShutdownDelay)
+	time.Sleep(b.cfg.ShutdownDelay) // a second signal ends the process
 	ctx, cancel := context.WithTimeout(context.Background(), b.cfg.ShutdownTimeout)
 	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- b.takeDown(ctx) }()
+	select {
+	case err := <-done:
+		b.log.Info("stopped")
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done: // both at once
+		return err
+	case <-time.After(shutdownGrace):
+		return fmt.Errorf("not stopped after %v", b.cfg.ShutdownTimeout)
+	}
+}
+
+// shutdownGrace is for what gives up when the shutdown timeout has passed.
+const shutdownGrace = 500 * time.Millisecond
+
+func (b *bridge) takeDown(ctx context.Context) error {
 	var errs []error
 	if err := b.servers.public.Shutdown(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("requests in flight were cut off: %w", err))
 		b.servers.public.Close()
 	}
 	b.stopWatch()
+	b.stopSpool()
 	b.stopIndex()
 	b.stopBus()
+	if b.spool != nil {
+		b.spool.Close()
+	}
 	errs = append(errs, b.bus.Close(ctx))
 	errs = append(errs, b.servers.admin.Close())
-	b.log.Info("stopped")
 	return errors.Join(errs...)
 }

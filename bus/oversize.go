@@ -1,0 +1,127 @@
+package bus
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/internal/failpoint"
+)
+
+// A body too large for a message is an object in the JetStream object store
+// (NATS ADR-20) named by [ObjectBucket]; the message has no data and names the
+// object by the CloudEvents extension dataref.
+const (
+	datarefHeader = "ce-dataref"
+	datarefScheme = "nats-object:"
+	bodiesSuffix  = "_BODIES"
+	// bodiesOutlive is how much longer a body is kept than the message that
+	// names it.
+	bodiesOutlive = time.Hour
+)
+
+// reuseWithin is up to which age an object is taken for a message that is
+// published now.
+var reuseWithin = bodiesOutlive / 2
+
+// Dataref returns bucket and name of the object that a dataref names.
+func Dataref(ref string) (bucket, name string, ok bool) {
+	path, ok := strings.CutPrefix(ref, datarefScheme)
+	if !ok {
+		return "", "", false
+	}
+	return strings.Cut(path, "/")
+}
+
+// ObjectBucket returns the name of the bucket that holds the bodies of a stream
+// and its quarantine that are too large for a message.
+func ObjectBucket(stream string) string { return stream + bodiesSuffix }
+
+// bodiesSpec is the stream behind the object store, laid out by NATS ADR-20. It
+// keeps what is as old as age, or everything if that is 0.
+func (b *Bus) bodiesSpec(age time.Duration) spec {
+	if age > 0 {
+		age += bodiesOutlive
+	}
+	bucket := ObjectBucket(b.cfg.Stream)
+	c := jetstream.StreamConfig{
+		Name:        "OBJ_" + bucket,
+		Description: "bodies too large for a message of " + b.cfg.Stream + " or " + b.cfg.QuarantineStream,
+		Subjects:    []string{"$O." + bucket + ".C.>", "$O." + bucket + ".M.>"},
+		Storage:     jetstream.FileStorage,
+		Replicas:    b.cfg.Replicas,
+		MaxAge:      age,
+		MaxBytes:    -1,
+		Discard:     jetstream.DiscardNew,
+		AllowRollup: true,
+		AllowDirect: true,
+	}
+	maxAge := setting{"max_age", int64(c.MaxAge)}
+	return b.spec(c, map[string]setting{
+		"STREAM_REPLICAS":    {"num_replicas", int64(c.Replicas)},
+		"STREAM_MAX_AGE":     maxAge,
+		"QUARANTINE_MAX_AGE": maxAge,
+	})
+}
+
+// checkBodies looks at the object store for a stream and a quarantine as they
+// are. Without it only bodies too large for a message cannot be stored.
+func (b *Bus) checkBodies(ctx context.Context, st *State, stream, quarantine *jetstream.StreamInfo) {
+	if stream == nil || quarantine == nil {
+		return
+	}
+	age := max(stream.Config.MaxAge, quarantine.Config.MaxAge)
+	if stream.Config.MaxAge == 0 || quarantine.Config.MaxAge == 0 {
+		age = 0
+	}
+	own := &State{}
+	want := b.bodiesSpec(age)
+	if info := b.ensure(ctx, own, want); info != nil {
+		if got := info.Config.MaxAge; got != 0 && (age == 0 || got < want.config.MaxAge) {
+			own.warn("stream %s: it keeps bodies for %v, less than the messages that name them; set its max_age to %v", info.Config.Name, got, want.config.MaxAge)
+		}
+	}
+	for _, p := range own.Problems {
+		own.warn("%s; bodies of more than %d bytes cannot be stored", p, b.nc.MaxPayload())
+	}
+	st.Warnings = append(st.Warnings, own.Warnings...)
+}
+
+// tooLarge reports whether a message was refused for its size: by the client,
+// which knows the server's limit, or by the stream.
+func tooLarge(err error) bool {
+	var api *jetstream.APIError
+	return errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == errMessageTooLarge
+}
+
+// moveBody stores the body of a message as an object with the message's id as
+// its name and puts the dataref in its place. An object of that name that an
+// attempt before has stored is used, so that nobody loses what he reads.
+func (b *Bus) moveBody(ctx context.Context, msg *nats.Msg) error {
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.PublishTimeout)
+	defer cancel()
+	id, bucket := msg.Header.Get(jetstream.MsgIDHeader), ObjectBucket(b.cfg.Stream)
+	store, err := b.js.ObjectStore(ctx, bucket)
+	if err != nil {
+		b.Wake()
+		return fmt.Errorf("%w: object store %s: %w", ErrUnavailable, bucket, err)
+	}
+	info, err := store.GetInfo(ctx, id)
+	if err != nil || info.Size != uint64(len(msg.Data)) || time.Since(info.ModTime) > reuseWithin {
+		chunk := uint32(min(128<<10, b.nc.MaxPayload()/2))
+		meta := jetstream.ObjectMeta{Name: id, Opts: &jetstream.ObjectMetaOptions{ChunkSize: chunk}}
+		if _, err := store.Put(ctx, meta, bytes.NewReader(msg.Data)); err != nil {
+			return fmt.Errorf("%w: object store %s: %w", ErrUnavailable, bucket, err)
+		}
+	}
+	failpoint.Hit("object-written")
+	msg.Header[datarefHeader] = []string{datarefScheme + bucket + "/" + id}
+	msg.Data = nil
+	return nil
+}

@@ -1,0 +1,597 @@
+package bus
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hookbus/bridge/internal/failpoint"
+	"github.com/hookbus/bridge/normalize"
+)
+
+// SpoolConfig says where the spool is and how large it may get, in bytes.
+type SpoolConfig struct {
+	Dir      string
+	MaxBytes int64
+	MaxBody  int64
+	LockWait time.Duration // how long to wait for another process's Dir
+}
+
+// Spool keeps verified webhooks on this machine's disk while the bus cannot
+// take them. It is a JetStream stream of a server in this process that nobody
+// else can reach and that syncs every write. It is safe for concurrent use.
+//
+// While the store is broken (disk full, not writable, damaged), Put fails,
+// [Spool.Problem] says why, and [Spool.Run] opens it again until it works.
+type Spool struct {
+	cfg    SpoolConfig
+	log    *slog.Logger
+	lock   *flock.Flock
+	wake   chan struct{}
+	count  atomic.Int64 // messages, those being written included
+	reason atomic.Pointer[string]
+	damage atomic.Pointer[string]
+	broken atomic.Bool // to be opened anew
+	slow   atomic.Bool // to be probed
+	full   atomic.Bool
+
+	mu    sync.RWMutex // the store is not closed under those who use it
+	store *spoolStore  // nil: broken
+}
+
+// Spooled is what the spool holds: an event or a rejected body, and the headers
+// that an event takes along if it should be rejected yet.
+type Spooled struct {
+	Event    *normalize.Event
+	Rejected *Rejected
+	Headers  map[string]string
+}
+
+// entity names what the order is kept for. Rejected bodies have none.
+func (s Spooled) entity() string {
+	if s.Event == nil {
+		return ""
+	}
+	return s.Event.CloudEvent.Source() + " " + s.Event.CloudEvent.Subject()
+}
+
+// stateKey is what the order matters for even after a crash.
+func (s Spooled) stateKey() string {
+	if s.Event == nil {
+		return ""
+	}
+	return s.Event.Identity.StateKey
+}
+
+const (
+	spoolStream  = "SPOOL"
+	spoolSubject = "spool"
+	probeBytes   = 256 << 10              // what the disk must have room for
+	spoolTimeout = 800 * time.Millisecond // for one write or read
+	spoolRetry   = 500 * time.Millisecond // between attempts to hand over
+	spoolReopen  = time.Second
+	spoolWorkers = 16
+	// What is read ahead, and so may be handed over at the same time.
+	spoolBatch      = 512
+	spoolBatchBytes = 16 << 20
+	// spoolHeader carries what the event's own headers do not.
+	spoolHeader = "Bridge-Spool"
+)
+
+// OpenSpool locks the directory and opens the spool in it. A store that cannot
+// be opened is no error but a [Spool.Problem]; the errors are those of the
+// directory: that it cannot be made, or is another process's.
+func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prometheus.Registerer) (*Spool, error) {
+	lock, err := lockDir(ctx, cfg.Dir, cfg.LockWait)
+	if err != nil {
+		return nil, fmt.Errorf("BRIDGE_SPOOL_DIR: %w", err)
+	}
+	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1)}
+	err = reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "bridge_spool_messages",
+		Help: "Webhooks on this machine's disk that wait for the bus.",
+	}, func() float64 { return float64(s.Len()) }))
+	if err != nil {
+		lock.Unlock()
+		return nil, err
+	}
+	s.open(ctx)
+	return s, nil
+}
+
+// Len returns how many messages the spool holds. As long as there are any, what
+// comes new must go behind them.
+func (s *Spool) Len() int { return int(s.count.Load()) }
+
+// Problem says why the spool takes nothing; it is empty if it does.
+func (s *Spool) Problem() string {
+	if reason := s.reason.Load(); reason != nil {
+		return "spool: " + *reason
+	}
+	return ""
+}
+
+// Warning says what damage may have been done to what the spool held; it is
+// empty if there was none.
+func (s *Spool) Warning() string {
+	if damage := s.damage.Load(); damage != nil {
+		return *damage
+	}
+	return ""
+}
+
+// Close closes the store and releases the directory.
+func (s *Spool) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.store != nil {
+		s.store.close()
+		s.store = nil
+	}
+	s.lock.Unlock()
+}
+
+// spoolStore is the stream and the server that keeps it.
+type spoolStore struct {
+	server *server.Server
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	stream jetstream.Stream
+}
+
+func (st *spoolStore) close() {
+	if st.nc != nil {
+		st.nc.Close()
+	}
+	st.server.Shutdown()
+	st.server.WaitForShutdown()
+}
+
+// open opens the store anew. It reports whether that worked.
+func (s *Spool) open(ctx context.Context) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.store != nil {
+		s.store.close()
+		s.store = nil
+	}
+	st, messages, err := s.openStore(ctx)
+	s.broken.Store(err != nil)
+	if err != nil {
+		s.problem(fmt.Sprintf("opening %s fails: %v", s.cfg.Dir, err))
+		return false
+	}
+	s.store = st
+	s.count.Store(int64(messages))
+	if messages > 0 {
+		s.log.Info("the spool holds webhooks that wait for the bus", "messages", messages)
+	}
+	s.problem("")
+	return true
+}
+
+// problem keeps and logs what is new.
+func (s *Spool) problem(reason string) {
+	old := s.reason.Load()
+	switch {
+	case reason == "" && old != nil:
+		s.log.Info("the spool works again")
+		s.reason.Store(nil)
+	case reason != "" && (old == nil || *old != reason):
+		s.log.Error("the spool takes nothing", "dir", s.cfg.Dir, "problem", reason)
+		s.reason.Store(&reason)
+	}
+}
+
+func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, messages uint64, err error) {
+	if err := s.probeDisk(); err != nil {
+		return nil, 0, err
+	}
+	_, err = os.Stat(s.streamDir())
+	existed, before := err == nil, s.blocks()
+	st := &spoolStore{}
+	st.server, err = startServer(serverConfig{name: "spool", dir: s.cfg.Dir, maxBody: s.cfg.MaxBody}, s.log)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() {
+		if err != nil {
+			st.close()
+		}
+	}()
+	st.nc, err = nats.Connect("", nats.InProcessServer(st.server), nats.Name("spool"), nats.NoReconnect())
+	if err != nil {
+		return nil, 0, err
+	}
+	if st.js, err = jetstream.New(st.nc); err != nil {
+		return nil, 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	s.noteDamage(before)
+	if existed {
+		// Made anew, it would forget what it held.
+		if _, err := st.js.Stream(ctx, spoolStream); errors.Is(err, jetstream.ErrStreamNotFound) {
+			return nil, 0, errors.New("it holds a stream that cannot be read (the log says why): restore it, or move it away and lose what is in it")
+		}
+	}
+	st.stream, err = st.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		Name:        spoolStream,
+		Description: "webhooks that wait for the bus",
+		Subjects:    []string{spoolSubject},
+		Storage:     jetstream.FileStorage,
+		MaxBytes:    s.cfg.MaxBytes,
+		Discard:     jetstream.DiscardNew,
+		AllowDirect: true,
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := st.stream.Info(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	return st, info.State.Msgs, nil
+}
+
+// blocks returns the sizes of the files that hold the messages.
+func (s *Spool) blocks() map[string]int64 {
+	sizes := make(map[string]int64)
+	files, _ := filepath.Glob(filepath.Join(s.streamDir(), "msgs", "*.blk"))
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil {
+			sizes[file] = info.Size()
+		}
+	}
+	return sizes
+}
+
+func (s *Spool) streamDir() string {
+	return filepath.Join(s.cfg.Dir, server.JetStreamStoreDir, "$G", "streams", spoolStream)
+}
+
+// noteDamage says what the server has cut off because it could not be read; it
+// does so without a word.
+func (s *Spool) noteDamage(before map[string]int64) {
+	after, lost := s.blocks(), int64(0)
+	for file, size := range before {
+		lost += max(0, size-after[file])
+	}
+	if lost > 0 {
+		damage := fmt.Sprintf("spool: %d bytes in %s could not be read: webhooks that were answered 200 may be lost", lost, s.cfg.Dir)
+		s.log.Error(damage)
+		s.damage.Store(&damage)
+	}
+}
+
+// spoolMeta is what goes with a message, in spoolHeader.
+type spoolMeta struct {
+	Provider string              `json:"provider"`
+	Received time.Time           `json:"received"`
+	Kind     string              `json:"kind,omitempty"`
+	Identity *normalize.Identity `json:"identity,omitempty"`
+	Token    string              `json:"token,omitempty"`
+	Reason   string              `json:"reason,omitempty"`
+	Headers  map[string]string   `json:"headers,omitempty"`
+}
+
+// Put writes to the disk and returns when that is synced. An event must have its
+// id. The errors are [ErrUnavailable] and [ErrNotPublishable].
+func (s *Spool) Put(ctx context.Context, item Spooled) error {
+	msg, err := item.encode()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, spoolTimeout)
+	defer cancel()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.store == nil || s.broken.Load() {
+		return fmt.Errorf("%w: %s", ErrUnavailable, s.Problem())
+	}
+	failpoint.Hit("spool-write")
+	s.count.Add(1)
+	_, err = s.store.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
+	if err == nil {
+		failpoint.Hit("spool-written")
+		if s.full.Swap(false) {
+			s.problem("")
+		}
+		s.notify()
+		return nil
+	}
+	s.count.Add(-1)
+	var api *jetstream.APIError
+	switch {
+	case errors.Is(err, nats.ErrMaxPayload), errors.As(err, &api) && api.ErrorCode == errHeadersTooLarge:
+		return fmt.Errorf("%w: %w", ErrNotPublishable, err)
+	case errors.As(err, &api) && api.ErrorCode == errStoreFailed:
+		s.full.Store(true)
+		s.problem(fmt.Sprintf("full; BRIDGE_SPOOL_MAX_BYTES is %d", s.cfg.MaxBytes))
+	default:
+		return s.fail("writing", err)
+	}
+	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
+}
+
+// fail has the store opened anew, or, if it only did not answer in time, probed.
+// What the matter is, its server has logged.
+func (s *Spool) fail(what string, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		s.slow.Store(true)
+	} else {
+		s.broken.Store(true)
+		s.problem(fmt.Sprintf("%s in %s fails: %v", what, s.cfg.Dir, err))
+	}
+	s.notify()
+	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
+}
+
+// probe finds out whether the disk takes writes and the server answers.
+func (s *Spool) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	_, err := s.store.stream.Info(ctx)
+	return cmp.Or(err, s.probeDisk())
+}
+
+func (s *Spool) probeDisk() error {
+	file, err := os.CreateTemp(s.cfg.Dir, "probe")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file.Name())
+	_, err = file.Write(make([]byte, probeBytes))
+	return cmp.Or(err, file.Sync(), file.Close())
+}
+
+func (s *Spool) notify() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s Spooled) encode() (msg *nats.Msg, err error) {
+	var meta spoolMeta
+	if e := s.Event; e != nil {
+		meta = spoolMeta{Provider: e.Provider, Received: e.Received, Kind: e.Kind, Identity: &e.Identity, Token: e.Token, Headers: s.Headers}
+		if msg, err = encode(e, ""); err != nil {
+			return nil, err
+		}
+	} else {
+		r := s.Rejected
+		meta = spoolMeta{Provider: r.Provider, Received: r.Received, Reason: r.Reason, Headers: r.Headers}
+		msg = &nats.Msg{Header: nats.Header{}, Data: r.Body}
+	}
+	header, err := json.Marshal(meta)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotPublishable, err)
+	}
+	msg.Subject = spoolSubject
+	msg.Header[spoolHeader] = []string{string(header)}
+	return msg, nil
+}
+
+// decodeSpooled reads what encode has written. What cannot be read is for the
+// quarantine.
+func decodeSpooled(msg *jetstream.RawStreamMsg) Spooled {
+	var meta spoolMeta
+	err := json.Unmarshal([]byte(msg.Header.Get(spoolHeader)), &meta)
+	if err == nil && meta.Reason == "" && meta.Identity != nil {
+		ce, err := Decode(msg.Header, msg.Data)
+		if err == nil {
+			return Spooled{Event: &normalize.Event{
+				CloudEvent: ce, Provider: meta.Provider, Kind: meta.Kind,
+				Identity: *meta.Identity, Token: meta.Token, Received: meta.Received,
+			}, Headers: meta.Headers}
+		}
+	}
+	received := meta.Received
+	if received.IsZero() {
+		received = msg.Time
+	}
+	return Spooled{Rejected: &Rejected{
+		Provider: cmp.Or(meta.Provider, "unknown"), Reason: cmp.Or(meta.Reason, "not_publishable"),
+		Body: msg.Data, Received: received, Headers: meta.Headers,
+	}}
+}
+
+// Run hands over what the spool holds until ctx ends, the oldest first: what is
+// about one entity in the order in which it came, the rest side by side. What
+// handOver returns no error for is removed; after an error it is tried again,
+// and with it what comes later about the entity. What was begun when ctx ends is
+// finished. Close comes after Run.
+func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled) error) {
+	limit := spoolBatch
+	for ctx.Err() == nil {
+		if s.slow.Swap(false) && !s.broken.Load() {
+			if err := s.probe(ctx); err != nil && ctx.Err() == nil {
+				s.fail("writing", err)
+			}
+		}
+		if s.broken.Load() && !s.open(ctx) {
+			wait(ctx, spoolReopen)
+			continue
+		}
+		n, err := s.drain(ctx, limit, handOver)
+		if n > 0 && s.full.Swap(false) {
+			s.problem("")
+		}
+		limit = spoolBatch
+		switch {
+		case errors.Is(err, ErrUnavailable):
+			limit = 1 // one is enough to find out
+			wait(ctx, spoolRetry)
+		case err != nil && n == 0:
+			wait(ctx, spoolRetry)
+		case n == 0:
+			s.recount(ctx)
+			select {
+			case <-ctx.Done():
+			case <-s.wake:
+			}
+		}
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// stored is a message of the spool.
+type stored struct {
+	sequence uint64
+	Spooled
+}
+
+// drain hands over the oldest messages, limit at most, removes what was taken,
+// and returns how many that were. An ErrUnavailable comes before other errors.
+func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Context, Spooled) error) (n int, err error) {
+	batch, err := s.oldest(ctx, limit)
+	var order []string // of entities
+	groups := make(map[string][]stored)
+	for _, m := range batch {
+		key := m.entity()
+		if m.Event == nil { // a body that is no event waits for none
+			key = fmt.Sprint(m.sequence)
+		}
+		if groups[key] == nil {
+			order = append(order, key)
+		}
+		groups[key] = append(groups[key], m)
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	done := make(map[uint64]bool)
+	var unavailable atomic.Bool // for one, and so for all
+	places := make(chan struct{}, spoolWorkers)
+	for _, key := range order {
+		places <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-places }()
+			for _, m := range groups[key] {
+				if ctx.Err() != nil || unavailable.Load() {
+					return
+				}
+				failpoint.Hit("drain")
+				failed := handOver(context.WithoutCancel(ctx), m.Spooled)
+				mu.Lock()
+				if failed == nil {
+					done[m.sequence] = true
+				} else {
+					err = failed
+				}
+				mu.Unlock()
+				if failed != nil {
+					if errors.Is(failed, ErrUnavailable) {
+						unavailable.Store(true)
+					}
+					return
+				}
+				failpoint.Hit("drain-stored")
+			}
+		})
+	}
+	wg.Wait()
+	if unavailable.Load() && !errors.Is(err, ErrUnavailable) {
+		err = ErrUnavailable
+	}
+	return len(done), cmp.Or(s.remove(batch, done), err)
+}
+
+// remove removes the messages of a batch that are done: those before the first
+// that is not in one go.
+func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
+	defer cancel()
+	var first int
+	for first < len(batch) && done[batch[first].sequence] {
+		first++
+	}
+	if first > 0 {
+		if err := s.store.stream.Purge(ctx, jetstream.WithPurgeSequence(batch[first-1].sequence+1)); err != nil {
+			return s.fail("removing", err)
+		}
+		s.count.Add(int64(-first))
+	}
+	for _, m := range batch[first:] {
+		if !done[m.sequence] {
+			continue
+		}
+		if err := s.store.stream.DeleteMsg(ctx, m.sequence); err != nil {
+			return s.fail("removing", err)
+		}
+		s.count.Add(-1)
+	}
+	return nil
+}
+
+// oldest reads the messages to hand over next. Of the reports about one thing
+// only one is among them: after a crash, what had been stored is handed over
+// again, and a report is recognised only until the next is stored.
+func (s *Spool) oldest(ctx context.Context, limit int) (batch []stored, err error) {
+	reports := make(map[string]bool)
+	for next, size := uint64(1), 0; len(batch) < limit && size < spoolBatchBytes; {
+		msg, err := s.read(ctx, next)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return batch, nil
+		}
+		if err != nil {
+			return batch, err
+		}
+		m := stored{msg.Sequence, decodeSpooled(msg)}
+		if key := m.stateKey(); key != "" {
+			if reports[key] {
+				return batch, nil
+			}
+			reports[key] = true
+		}
+		batch = append(batch, m)
+		next, size = msg.Sequence+1, size+len(msg.Data)
+	}
+	return batch, nil
+}
+
+// read returns the first message from a sequence on.
+func (s *Spool) read(ctx context.Context, sequence uint64) (*jetstream.RawStreamMsg, error) {
+	bounded, cancel := context.WithTimeout(ctx, spoolTimeout)
+	defer cancel()
+	msg, err := s.store.stream.GetMsg(bounded, sequence, jetstream.WithGetMsgSubject(spoolSubject))
+	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) && ctx.Err() == nil {
+		return nil, s.fail("reading", err)
+	}
+	return msg, err
+}
+
+// recount brings the count in line with the store, of which damage may have
+// taken a part.
+func (s *Spool) recount(ctx context.Context) {
+	if s.Len() == 0 {
+		return
+	}
+	s.mu.Lock() // nothing is being written
+	defer s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, spoolTimeout)
+	defer cancel()
+	if info, err := s.store.stream.Info(ctx); err == nil {
+		s.count.Store(int64(info.State.Msgs))
+	}
+}

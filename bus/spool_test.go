@@ -1,0 +1,374 @@
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/natstest"
+	"github.com/hookbus/bridge/normalize"
+)
+
+func spoolConfig(dir string) bus.SpoolConfig {
+	return bus.SpoolConfig{Dir: dir, MaxBytes: 64 << 20, MaxBody: 1 << 20, LockWait: 5 * time.Second}
+}
+
+// spool is an open spool with a log of its own.
+type spool struct {
+	*bus.Spool
+	log *strings.Builder
+	mu  sync.Mutex
+}
+
+func (s *spool) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.Write(p)
+}
+
+func (s *spool) logged(text string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Contains(s.log.String(), text)
+}
+
+func openSpool(t *testing.T, cfg bus.SpoolConfig) *spool {
+	t.Helper()
+	s := &spool{log: &strings.Builder{}}
+	var err error
+	if s.Spool, err = bus.OpenSpool(t.Context(), cfg, slog.New(slog.NewTextHandler(s, nil)), prometheus.NewRegistry()); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// run hands over what the spool holds until the returned function is called.
+func (s *spool) run(handOver func(context.Context, bus.Spooled) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Run(ctx, handOver) })
+	return func() { cancel(); wg.Wait() }
+}
+
+// handed collects what a spool hands over.
+type handed struct {
+	mu    sync.Mutex
+	items []bus.Spooled
+}
+
+func (h *handed) take(_ context.Context, item bus.Spooled) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.items = append(h.items, item)
+	return nil
+}
+
+func (h *handed) get() []bus.Spooled {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.items)
+}
+
+func mustPut(t *testing.T, s *spool, item bus.Spooled) {
+	t.Helper()
+	if err := s.Put(t.Context(), item); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func entityEvent(t *testing.T, entity string, n int) *normalize.Event {
+	t.Helper()
+	return eventOf(t, "dataspike", fmt.Sprintf(`{"id":"%s-%d","event_type":"DOCVER","payload":{"applicant_id":%q,"n":%d}}`, entity, n, entity, n))
+}
+
+// What goes into the spool comes out as it was, also after a restart and with
+// the token of a report.
+func TestSpoolKeepsEverything(t *testing.T) {
+	dir := t.TempDir()
+	var want []bus.Spooled
+	for _, p := range normalize.Providers() {
+		for _, sample := range p.Samples() {
+			e := eventOf(t, p.Name, string(sample.Body))
+			e.SetToken("token")
+			e.CloudEvent.SetExtension("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+			want = append(want, bus.Spooled{Event: e, Headers: map[string]string{"User-Agent": `"a" / ü`}})
+		}
+	}
+	odd := eventOf(t, "waldo", `{"requestId":"1","event":"a b\"c%ü","customerId":" \u0000 "}`)
+	want = append(want, bus.Spooled{Event: odd})
+	for _, body := range []string{"", "\x00not JSON\xff", strings.Repeat("x", 1<<20)} {
+		want = append(want, bus.Spooled{Rejected: &bus.Rejected{
+			Provider: "waldo", Reason: "body_not_json", Body: []byte(body), Received: received, Headers: map[string]string{"Content-Type": "text/plain"},
+		}})
+	}
+
+	s := openSpool(t, spoolConfig(dir))
+	for _, item := range want {
+		mustPut(t, s, item)
+	}
+	s.Close()
+
+	s = openSpool(t, spoolConfig(dir))
+	defer s.Close()
+	if w := s.Warning(); w != "" {
+		t.Errorf("warning after a restart: %s", w)
+	}
+	if got := s.Len(); got != len(want) {
+		t.Errorf("Len after a restart: got %d, want %d", got, len(want))
+	}
+	var got handed
+	stop := s.run(got.take)
+	natstest.Eventually(t, within, "the spool is empty", func() bool { return s.Len() == 0 })
+	stop()
+	items := got.get()
+	if len(items) != len(want) {
+		t.Fatalf("%d handed over, want %d", len(items), len(want))
+	}
+	key := func(item bus.Spooled) string {
+		if item.Event != nil {
+			return item.Event.CloudEvent.ID()
+		}
+		return item.Rejected.ID()
+	}
+	for _, w := range want {
+		i := slices.IndexFunc(items, func(item bus.Spooled) bool { return key(item) == key(w) })
+		if i < 0 {
+			t.Errorf("%s is not handed over", key(w))
+			continue
+		}
+		g := items[i]
+		if w.Event == nil {
+			if diff := cmp.Diff(w.Rejected, g.Rejected, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("rejected body (-want +got):\n%s", diff)
+			}
+			continue
+		}
+		wantSameEvent(t, w.Event.CloudEvent, g.Event.CloudEvent)
+		a, b := *w.Event, *g.Event
+		a.CloudEvent, b.CloudEvent = g.Event.CloudEvent, g.Event.CloudEvent
+		if diff := cmp.Diff(a, b, cmpopts.IgnoreFields(a, "CloudEvent"), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("event (-want +got):\n%s", diff)
+		}
+		wire, err := bus.Encode(w.Event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := bus.Encode(g.Event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(wire, again, cmpopts.IgnoreUnexported(*wire)); diff != "" {
+			t.Errorf("message (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(w.Headers, g.Headers, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("headers (-want +got):\n%s", diff)
+		}
+	}
+}
+
+// What fails is tried again in its order; what is about others goes on.
+func TestSpoolKeepsTheOrderOfAnEntity(t *testing.T) {
+	s := openSpool(t, spoolConfig(t.TempDir()))
+	defer s.Close()
+	const entities, each = 5, 20
+	for n := range each {
+		for e := range entities {
+			mustPut(t, s, bus.Spooled{Event: entityEvent(t, fmt.Sprint("e", e), n)})
+		}
+	}
+	var mu sync.Mutex
+	got := make(map[string][]string)
+	tries := 0
+	stop := s.run(func(_ context.Context, item bus.Spooled) error {
+		mu.Lock()
+		defer mu.Unlock()
+		e := item.Event.CloudEvent
+		if e.Subject() == "e2" { // each fails twice
+			if tries++; tries%3 != 0 {
+				return errors.New("not yet")
+			}
+		}
+		got[e.Subject()] = append(got[e.Subject()], string(e.Data()))
+		return nil
+	})
+	natstest.Eventually(t, within, "the others are handed over", func() bool { return s.Len() <= each })
+	natstest.Eventually(t, within, "three of e2, too", func() bool { return s.Len() <= each-3 })
+	stop()
+	for e := range entities {
+		name := fmt.Sprint("e", e)
+		for n, data := range got[name] {
+			if want := string(entityEvent(t, name, n).CloudEvent.Data()); data != want {
+				t.Fatalf("%s: number %d is %s", name, n, data)
+			}
+		}
+		if name != "e2" && len(got[name]) != each {
+			t.Errorf("%s: %d handed over, want %d", name, len(got[name]), each)
+		}
+	}
+}
+
+func TestFullSpool(t *testing.T) {
+	cfg := spoolConfig(t.TempDir())
+	cfg.MaxBytes = 64 << 10
+	s := openSpool(t, cfg)
+	defer s.Close()
+	put := func(i int) error { return s.Put(t.Context(), bus.Spooled{Event: newEvent(t, i)}) }
+	stored := fill(t, put)
+	if got := s.Len(); got != int(stored) {
+		t.Errorf("Len: got %d, want %d", got, stored)
+	}
+	if !strings.Contains(s.Problem(), "full") || !strings.Contains(s.Problem(), "BRIDGE_SPOOL_MAX_BYTES") {
+		t.Errorf("problem: %q", s.Problem())
+	}
+	if err := put(-1); !errors.Is(err, bus.ErrUnavailable) {
+		t.Errorf("Put into a full spool: %v", err)
+	}
+	var got handed
+	stop := s.run(got.take)
+	defer stop()
+	natstest.Eventually(t, within, "the spool is empty", func() bool { return s.Len() == 0 })
+	natstest.Eventually(t, within, "no problem", func() bool { return s.Problem() == "" })
+	if n := len(got.get()); n != int(stored) {
+		t.Errorf("%d handed over, want the %d stored", n, stored)
+	}
+	if err := put(-1); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSpoolTakesMaxBody(t *testing.T) {
+	cfg := spoolConfig(t.TempDir())
+	cfg.MaxBody = 3 << 20
+	s := openSpool(t, cfg)
+	defer s.Close()
+	mustPut(t, s, bus.Spooled{Event: bigEvent(t, 3<<20)})
+}
+
+// An event that no server takes is said to be one, not to be tried for ever.
+func TestSpoolRefusesWhatCannotBePublished(t *testing.T) {
+	s := openSpool(t, spoolConfig(t.TempDir()))
+	defer s.Close()
+	e := newEvent(t, 1)
+	e.Identity.Aliases = []string{strings.Repeat("x", 70_000)}
+	if err := s.Put(t.Context(), bus.Spooled{Event: e}); !errors.Is(err, bus.ErrNotPublishable) {
+		t.Errorf("headers of 70 KB: %v", err)
+	}
+	e = newEvent(t, 1)
+	e.CloudEvent.SetType("")
+	if err := s.Put(t.Context(), bus.Spooled{Event: e}); !errors.Is(err, bus.ErrNotPublishable) {
+		t.Errorf("no type: %v", err)
+	}
+	if s.Len() != 0 || s.Problem() != "" {
+		t.Errorf("Len %d, problem %q", s.Len(), s.Problem())
+	}
+}
+
+func TestSpoolIsOneProcessesOwn(t *testing.T) {
+	cfg := spoolConfig(t.TempDir())
+	s := openSpool(t, cfg)
+	second := cfg
+	second.LockWait = 100 * time.Millisecond
+	_, err := bus.OpenSpool(t.Context(), second, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err == nil || !strings.Contains(err.Error(), "BRIDGE_SPOOL_DIR") || !strings.Contains(err.Error(), "held by another process") {
+		t.Errorf("second: %v", err)
+	}
+	time.AfterFunc(200*time.Millisecond, s.Close)
+	openSpool(t, cfg).Close() // waits for the first
+}
+
+func TestSpoolDirectoryIsAFile(t *testing.T) {
+	cfg := spoolConfig(writeFile(t, "file", nil))
+	_, err := bus.OpenSpool(t.Context(), cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err == nil || !strings.Contains(err.Error(), "BRIDGE_SPOOL_DIR") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// spoolFile returns a file of the spool's stream in a directory.
+func spoolFile(t *testing.T, dir, pattern string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "jetstream", "$G", "streams", "SPOOL", pattern))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s: %v %v", pattern, files, err)
+	}
+	return files[0]
+}
+
+// Damage is said, and costs what it has hit, not the rest.
+func TestDamagedSpool(t *testing.T) {
+	dir := t.TempDir()
+	s := openSpool(t, spoolConfig(dir))
+	const n = 20
+	for i := range n {
+		mustPut(t, s, bus.Spooled{Event: newEvent(t, i)})
+	}
+	s.Close()
+	file := spoolFile(t, dir, "msgs/*.blk")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := len(data) / 2; i < len(data)/2+64; i++ {
+		data[i] ^= 0xff
+	}
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = openSpool(t, spoolConfig(dir))
+	defer s.Close()
+	var got handed
+	stop := s.run(got.take)
+	defer stop()
+	natstest.Eventually(t, within, "the spool is empty", func() bool { return s.Len() == 0 })
+	if len(got.get()) < n/4 || len(got.get()) >= n {
+		t.Errorf("%d of %d handed over", len(got.get()), n)
+	}
+	if !s.logged("webhooks that were answered 200 may be lost") || s.Warning() == "" {
+		t.Errorf("warning %q, log: %s", s.Warning(), s.log)
+	}
+}
+
+// A stream that the server cannot open is not replaced by an empty one.
+func TestUnreadableSpool(t *testing.T) {
+	dir := t.TempDir()
+	s := openSpool(t, spoolConfig(dir))
+	mustPut(t, s, bus.Spooled{Event: newEvent(t, 1)})
+	s.Close()
+	meta := spoolFile(t, dir, "meta.inf")
+	good, err := os.ReadFile(meta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(meta, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = openSpool(t, spoolConfig(dir))
+	if !strings.Contains(s.Problem(), "cannot be read") || !strings.Contains(s.Problem(), dir) {
+		t.Errorf("problem: %q", s.Problem())
+	}
+	if err := s.Put(t.Context(), bus.Spooled{Event: newEvent(t, 2)}); !errors.Is(err, bus.ErrUnavailable) {
+		t.Errorf("Put: %v", err)
+	}
+	if err := os.WriteFile(meta, good, 0o600); err != nil { // restored
+		t.Fatal(err)
+	}
+	var got handed
+	stop := s.run(got.take)
+	natstest.Eventually(t, within, "what it held is handed over", func() bool { return len(got.get()) == 1 })
+	natstest.Eventually(t, within, "no problem", func() bool { return s.Problem() == "" })
+	stop()
+	s.Close()
+}

@@ -1,0 +1,159 @@
+package ingress
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/dedupe"
+	"github.com/hookbus/bridge/internal/failpoint"
+	"github.com/hookbus/bridge/normalize"
+)
+
+// Spool keeps what the bus cannot take, as [bus.Spool] does.
+type Spool interface {
+	Put(context.Context, bus.Spooled) error
+	// Len returns how many wait in it.
+	Len() int
+	// Problem says why it takes nothing; it is empty if it does.
+	Problem() string
+	// Warning says what damage may have been done to what it held.
+	Warning() string
+}
+
+var _ Spool = (*bus.Spool)(nil)
+
+const (
+	// spoolReserve is left for the spool of a request's time.
+	spoolReserve = time.Second
+	// patience is how long the spool waits for the index to be complete before
+	// a state report is stored in doubt.
+	patience = time.Minute
+	// handOverTimeout bounds one attempt to move a message out of the spool.
+	handOverTimeout = 7 * time.Second
+)
+
+// keep brings a verified webhook to where it is safe: the stream, the
+// quarantine or, while the bus cannot take it or others wait in it, the spool.
+func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time) answer {
+	once := h.dedupe.Once
+	if h.spool != nil {
+		once = h.dedupe.OnceCertain
+		if h.spool.Len() > 0 {
+			if a, err := h.put(ctx, &item); err == nil {
+				return a
+			}
+			// Full or broken: out of order is better than not at all.
+		}
+	}
+	inTime, cancel := context.WithDeadline(ctx, deadline.Add(-h.reserve()))
+	defer cancel()
+	a, err := h.deliver(inTime, &item, once)
+	if err != nil && h.spool != nil {
+		var full error
+		if a, full = h.put(ctx, &item); full == nil {
+			return a
+		}
+		err = errors.Join(err, full)
+	}
+	if err != nil {
+		return refuse(BusUnavailable, err)
+	}
+	return a
+}
+
+// reserve is what of a request's time is the spool's.
+func (h *Handler) reserve() time.Duration {
+	if h.spool == nil {
+		return 0
+	}
+	return spoolReserve
+}
+
+// put writes to the spool. An event that cannot be written there cannot be
+// published either, and becomes a rejected body.
+func (h *Handler) put(ctx context.Context, item *bus.Spooled) (answer, error) {
+	if e := item.Event; e != nil && e.CloudEvent.ID() == "" {
+		e.SetToken(rand.Text())
+	}
+	err := h.spool.Put(ctx, *item)
+	if item.Event != nil && errors.Is(err, bus.ErrNotPublishable) {
+		*item = reject(*item, NotPublishable)
+		err = h.spool.Put(ctx, *item)
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	if r := item.Rejected; r != nil {
+		return answer{result: spooled, id: r.ID()}, nil
+	}
+	return answer{result: spooled, id: item.Event.CloudEvent.ID()}, nil
+}
+
+// reject makes a rejected body of an event.
+func reject(item bus.Spooled, reason Reason) bus.Spooled {
+	e := item.Event
+	return bus.Spooled{Rejected: &bus.Rejected{
+		Provider: e.Provider, Reason: string(reason), Body: e.CloudEvent.Data(), Received: e.Received, Headers: item.Headers,
+	}, Headers: item.Headers}
+}
+
+// deliver stores an event once, or puts into the quarantine what is none or
+// will never be published.
+func (h *Handler) deliver(ctx context.Context, item *bus.Spooled, once once) (answer, error) {
+	if item.Event != nil {
+		result, err := once(ctx, item.Event, h.bus.Publish)
+		switch {
+		case err == nil && result.Duplicate:
+			return answer{result: duplicate, id: result.ID}, nil
+		case err == nil:
+			return answer{result: accepted, id: result.ID}, nil
+		case !errors.Is(err, bus.ErrNotPublishable):
+			return answer{}, err
+		}
+		*item = reject(*item, NotPublishable)
+	}
+	if err := h.bus.Quarantine(ctx, *item.Rejected); err != nil {
+		return answer{}, fmt.Errorf("quarantine: %w", err)
+	}
+	failpoint.Hit("quarantined")
+	return answer{result: quarantined, id: item.Rejected.ID(), reason: Reason(item.Rejected.Reason)}, nil
+}
+
+type once = func(context.Context, *normalize.Event, dedupe.Publish) (dedupe.Result, error)
+
+// HandOver stores what the spool held, for [bus.Spool.Run]. A state report of
+// which it cannot be told whether it is stored waits until it can be told, for
+// a minute of doubts at most.
+func (h *Handler) HandOver(ctx context.Context, item bus.Spooled) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			h.log.Error("panic", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			err = errPanic
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	a, err := h.deliver(ctx, &item, h.dedupe.OnceCertain)
+	switch now := time.Now().UnixNano(); {
+	case errors.Is(err, dedupe.ErrDoubt):
+		if !h.doubtSince.CompareAndSwap(0, now) && now-h.doubtSince.Load() > int64(patience) {
+			a, err = h.deliver(ctx, &item, h.dedupe.Once)
+		}
+	case err == nil && item.Event != nil && item.Event.Identity.Judged():
+		h.doubtSince.Store(0)
+	}
+	if err != nil {
+		h.log.Debug("from the spool", "error", err.Error())
+		return err
+	}
+	if item.Rejected != nil {
+		h.metrics.quarantined.WithLabelValues(item.Rejected.Provider, item.Rejected.Reason).Inc()
+	}
+	h.log.Debug("from the spool", "result", a.result, "id", a.id)
+	return nil
+}

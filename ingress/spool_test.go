@@ -1,0 +1,310 @@
+package ingress_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/ingress"
+	"github.com/hookbus/bridge/internal/natstest"
+	"github.com/hookbus/bridge/normalize"
+)
+
+// outage is a rig with a spool whose NATS server is not there yet.
+func outage(t *testing.T, spool bus.SpoolConfig, options ...rigOption) (r *rig, begin func() *server.Server) {
+	t.Helper()
+	port, dir := natstest.FreePort(t), t.TempDir()
+	spool.Dir = t.TempDir()
+	if spool.MaxBytes == 0 {
+		spool.MaxBytes = 64 << 20
+	}
+	r = newSpoolRig(t, fmt.Sprintf("nats://127.0.0.1:%d", port), spool, options...)
+	return r, func() *server.Server {
+		t.Helper()
+		return natstest.Server(t, func(o *server.Options) { o.Port, o.StoreDir = port, dir })
+	}
+}
+
+func (r *rig) drained() {
+	r.t.Helper()
+	natstest.Eventually(r.t, 20*time.Second, "the spool is empty", func() bool { return r.spool.Len() == 0 && r.bus.State().Ready() })
+}
+
+func (r *rig) readiness() (int, ingress.Readiness) {
+	r.t.Helper()
+	w := httptest.NewRecorder()
+	r.admin.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+	var answer ingress.Readiness
+	if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil {
+		r.t.Fatal(err)
+	}
+	return w.Code, answer
+}
+
+// bodies returns the bodies in the stream in their order.
+func (r *rig) bodies(subject string) (bodies []string) {
+	r.t.Helper()
+	s, err := r.js.Stream(r.t.Context(), "WEBHOOKS")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for next := uint64(1); ; {
+		m, err := s.GetMsg(r.t.Context(), next, jetstream.WithGetMsgSubject(subject))
+		if err != nil {
+			return bodies
+		}
+		bodies, next = append(bodies, string(m.Data)), m.Sequence+1
+	}
+}
+
+// Without NATS everything is taken, at once, and is in the stream once when NATS
+// is back, under the id that was answered.
+func TestSpoolDuringAnOutage(t *testing.T) {
+	r, begin := outage(t, bus.SpoolConfig{})
+	ids := make(map[string][]byte)
+	start := time.Now()
+	for _, p := range normalize.Providers() {
+		for _, sample := range p.Samples() {
+			body := p.Stamp(sample.Body, *r.now.Load())
+			a := r.send(r.signed(p, body))
+			a.expect(t, http.StatusOK, "spooled")
+			if ids[a.ID] != nil {
+				t.Errorf("%s: id %s twice", sample.Name, a.ID)
+			}
+			ids[a.ID] = body
+		}
+	}
+	// A publish timeout each would be a minute.
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	waldo := provider(t, "waldo")
+	rejected := r.send(r.signed(waldo, []byte("not JSON")))
+	rejected.expect(t, http.StatusOK, "spooled")
+	status, ready := r.readiness()
+	if status != http.StatusOK || !ready.Ready || ready.SpoolMessages == nil || *ready.SpoolMessages != len(ids)+1 ||
+		!strings.Contains(strings.Join(ready.Warnings, " "), "not connected to NATS") || !strings.Contains(ready.Durability, "disk") {
+		t.Errorf("readyz %d: %+v", status, ready)
+	}
+	if n := r.metric("bridge_spool_messages", nil); n != float64(len(ids)+1) {
+		t.Errorf("bridge_spool_messages is %v", n)
+	}
+
+	begin()
+	r.drained()
+	if n := r.stored("WEBHOOKS"); n != uint64(len(ids)) {
+		t.Errorf("%d stored, want %d", n, len(ids))
+	}
+	for id, body := range ids {
+		if m := r.message("WEBHOOKS", id); string(m.Data) != string(body) {
+			t.Errorf("%s: body %q", id, m.Data)
+		}
+	}
+	if m := r.message("WEBHOOKS_QUARANTINE", rejected.ID); string(m.Data) != "not JSON" {
+		t.Errorf("quarantined %q", m.Data)
+	}
+	if n := r.metric("bridge_quarantined_total", map[string]string{"provider": "waldo", "reason": "body_not_json"}); n != 1 {
+		t.Errorf("%v quarantined", n)
+	}
+	for _, p := range normalize.Providers() {
+		for _, sample := range p.Samples() {
+			r.send(r.signed(p, p.Stamp(sample.Body, *r.now.Load()))).expect(t, http.StatusOK, "duplicate")
+		}
+	}
+	if status, ready = r.readiness(); status != http.StatusOK || *ready.SpoolMessages != 0 || len(ready.Problems) > 0 {
+		t.Errorf("readyz %d: %+v", status, ready)
+	}
+}
+
+// What comes while the spool is being emptied goes behind what is in it.
+func TestSpoolKeepsTheOrder(t *testing.T) {
+	r, begin := outage(t, bus.SpoolConfig{})
+	dataspike := provider(t, "dataspike")
+	var want []string
+	send := func() string {
+		body := fmt.Sprintf(`{"id":"%d","event_type":"DOCVER","payload":{"applicant_id":"one"}}`, len(want))
+		want = append(want, body)
+		a := r.send(r.signed(dataspike, []byte(body)))
+		if a.Status != http.StatusOK {
+			t.Fatalf("%d %s", a.Status, a.text)
+		}
+		return a.Result
+	}
+	for range 100 {
+		send()
+	}
+	begin()
+	for send() == "spooled" {
+		if len(want) > 20_000 {
+			t.Fatal("the spool is never empty")
+		}
+	}
+	if len(want) == 101 {
+		t.Log("the spool was empty before anything could go behind")
+	}
+	r.drained()
+	if got := r.bodies("webhooks.dataspike.docver"); strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("%d in the stream, want %d in their order", len(got), len(want))
+	}
+}
+
+// The rule of state reports holds for what waited: a report is a copy only of
+// the one before it, by the time of its receipt.
+func TestStateReportsFromTheSpool(t *testing.T) {
+	r, begin := outage(t, bus.SpoolConfig{})
+	waldo := provider(t, "waldo")
+	at := *r.now.Load()
+	send := func(flag bool, after time.Duration) {
+		r.setNow(at.Add(after))
+		body := fmt.Sprintf(`{"customerId":"c-1","event":"flag","evaluation":{"type":"fraud"},"flagged":%v}`, flag)
+		r.send(r.signed(waldo, []byte(body))).expect(t, http.StatusOK, "spooled")
+	}
+	send(true, 0)
+	send(true, time.Second) // again
+	send(false, 2*time.Second)
+	send(true, 3*time.Second)
+	send(true, 4*time.Second)                // again
+	send(true, 4*time.Second+10*time.Minute) // long after: for real
+	r.setNow(at.Add(3 * time.Hour))
+	begin()
+	r.drained()
+	var flags []string
+	for _, body := range r.bodies("webhooks.waldo.>") {
+		_, flag, _ := strings.Cut(body, `"flagged":`)
+		flags = append(flags, strings.TrimSuffix(flag, "}"))
+	}
+	if got := strings.Join(flags, " "); got != "true false true true" {
+		t.Errorf("stored: %s", got)
+	}
+}
+
+// A full stream refuses events; the spool keeps them until it has room.
+func TestFullStreamGoesToTheSpool(t *testing.T) {
+	r := newSpoolRig(t, natsURL(t), bus.SpoolConfig{Dir: t.TempDir(), MaxBytes: 64 << 20}, func(c *bus.Config, _ *ingress.Limits) { c.StreamMaxBytes = 32 << 10 }).ready()
+	dataspike := provider(t, "dataspike")
+	accepted, spooled := 0, 0
+	for range 200 {
+		switch a := r.send(r.signed(dataspike, r.fresh(dataspike))); a.Result {
+		case "accepted":
+			accepted++
+		case "spooled":
+			spooled++
+		default:
+			t.Fatalf("%d %s", a.Status, a.text)
+		}
+	}
+	if accepted == 0 || spooled == 0 {
+		t.Fatalf("%d accepted, %d spooled", accepted, spooled)
+	}
+	s, err := r.js.Stream(t.Context(), "WEBHOOKS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := s.CachedInfo().Config
+	c.MaxBytes = -1
+	if _, err := r.js.UpdateStream(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	r.drained()
+	if n := r.stored("WEBHOOKS"); n != 200 {
+		t.Errorf("%d stored", n)
+	}
+}
+
+// An event that the stream will never take goes to the quarantine and does not
+// hold up the others.
+func TestSpooledEventThatCannotBePublished(t *testing.T) {
+	r, begin := outage(t, bus.SpoolConfig{})
+	dataspike := provider(t, "dataspike")
+	const n = 5
+	for range n {
+		request := r.signed(dataspike, r.fresh(dataspike))
+		request.Header.Set("User-Agent", "dataspike/1")
+		r.send(request).expect(t, http.StatusOK, "spooled")
+	}
+	s := begin()
+	js, err := jetstream.New(natstest.Connect(t, s.ClientURL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = js.CreateOrUpdateStream(t.Context(), jetstream.StreamConfig{
+		Name: "WEBHOOKS", Subjects: []string{"webhooks.>"}, Discard: jetstream.DiscardNew, Duplicates: 10 * time.Minute, MaxMsgSize: 100,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.drained()
+	q, err := r.js.Stream(t.Context(), "WEBHOOKS_QUARANTINE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := q.CachedInfo().State.Msgs + r.stored("WEBHOOKS"); got != n {
+		t.Errorf("%d kept, want %d", got, n)
+	}
+	m, err := q.GetMsg(t.Context(), q.CachedInfo().State.LastSeq)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Subject != "quarantine.dataspike.not_publishable" || m.Header.Get("Bridge-Header-User-Agent") != "dataspike/1" {
+		t.Errorf("%s %v", m.Subject, m.Header)
+	}
+}
+
+func TestFullSpoolIsAnswered(t *testing.T) {
+	r, begin := outage(t, bus.SpoolConfig{MaxBytes: 32 << 10})
+	osapher := provider(t, "osapher")
+	taken := 0
+	var a answer
+	for taken < 1000 {
+		if a = r.send(r.signed(osapher, r.fresh(osapher))); a.Status != http.StatusOK {
+			break
+		}
+		taken++
+	}
+	a.expect(t, http.StatusServiceUnavailable, "bus_unavailable")
+	if a.Header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	status, ready := r.readiness()
+	if status != http.StatusServiceUnavailable || !strings.Contains(strings.Join(ready.Problems, " "), "spool: full") {
+		t.Errorf("readyz %d: %+v", status, ready)
+	}
+	begin()
+	r.drained()
+	if n := r.stored("WEBHOOKS"); n != uint64(taken) {
+		t.Errorf("%d stored, want %d", n, taken)
+	}
+	r.send(r.signed(osapher, r.fresh(osapher))).expect(t, http.StatusOK, "accepted")
+	if status, _ := r.readiness(); status != http.StatusOK {
+		t.Errorf("readyz %d", status)
+	}
+}
+
+// A stream whose settings lose what it acknowledges is no outage: the spool
+// takes what comes, and the bridge is not ready.
+func TestRefusedStreamIsNotReadyWithASpool(t *testing.T) {
+	url := natsURL(t)
+	js, err := jetstream.New(natstest.Connect(t, url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "WEBHOOKS", Subjects: []string{"webhooks.>"}, Storage: jetstream.MemoryStorage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newSpoolRig(t, url, bus.SpoolConfig{Dir: t.TempDir(), MaxBytes: 1 << 20})
+	natstest.Eventually(t, 20*time.Second, "the stream is refused", func() bool { return r.bus.State().Refused() })
+	waldo := provider(t, "waldo")
+	r.send(r.signed(waldo, r.fresh(waldo))).expect(t, http.StatusOK, "spooled")
+	if status, ready := r.readiness(); status != http.StatusServiceUnavailable || !strings.Contains(strings.Join(ready.Problems, " "), "memory") {
+		t.Errorf("readyz %d: %+v", status, ready)
+	}
+}
