@@ -140,6 +140,9 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	return b, nil
 }
 
+// writeTimeout bounds one write to the connection.
+const writeTimeout = time.Second
+
 func (b *Bus) options() ([]nats.Option, error) {
 	options, err := ClientOptions(b.cfg)
 	if err != nil {
@@ -159,6 +162,9 @@ func (b *Bus) options() ([]nats.Option, error) {
 		// that it failed.
 		nats.ReconnectBufSize(-1),
 		nats.PingInterval(10*time.Second),
+		// A server that hangs blocks who writes to it, and all who wait for the
+		// connection behind that, by default for a minute.
+		nats.FlusherTimeout(writeTimeout),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil { // nil: closed by us
 				b.log.Warn("disconnected from NATS", "error", err)

@@ -29,6 +29,7 @@ const (
 	errStoreFailed     = 10077 // the stream is full
 	errHeadersTooLarge = 10097
 	errIDInProcess     = 10158 // a copy with this id is on its way into the stream
+	errTooManyRequests = 10167 // the stream's queue is full for the moment
 )
 
 // Publish stores the event and returns when the stream has acknowledged it.
@@ -112,7 +113,7 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, e
 		switch {
 		case tooLarge(err), errors.As(err, &api) && api.ErrorCode == errHeadersTooLarge:
 			return Ack{}, fmt.Errorf("%w: %w", ErrNotPublishable, err)
-		case errors.As(err, &api) && api.ErrorCode != errIDInProcess && (api.Code != 503 || api.ErrorCode == errStoreFailed):
+		case errors.As(err, &api) && api.ErrorCode != errIDInProcess && api.ErrorCode != errTooManyRequests && (api.Code != 503 || api.ErrorCode == errStoreFailed):
 			b.Wake()
 			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		case !b.nc.IsConnected():

@@ -3,9 +3,12 @@ package bus_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -249,7 +252,7 @@ func TestTroubledCluster(t *testing.T) {
 	// while the leader that has it on its way goes.
 	t.Run("copies race while the leader goes", func(t *testing.T) {
 		const copies = 16
-		inProcess := countAnswers(t, c, `"err_code":10158`)
+		inProcess := countAnswers(t, c.URL(), `"err_code":10158`)
 		before := streamInfo(t, b.JetStream(), b.Stream()).State.Msgs
 		ctx, cancel := context.WithCancel(t.Context())
 		var events atomic.Int64
@@ -305,10 +308,10 @@ func TestTroubledCluster(t *testing.T) {
 }
 
 // countAnswers counts the answers with that text that any client gets.
-func countAnswers(t *testing.T, c *natstest.NATSCluster, text string) *atomic.Int64 {
+func countAnswers(t *testing.T, url, text string) *atomic.Int64 {
 	t.Helper()
 	var n atomic.Int64
-	nc := natstest.Connect(t, c.URL())
+	nc := natstest.Connect(t, url)
 	if _, err := nc.Subscribe("_INBOX.>", func(m *nats.Msg) {
 		if bytes.Contains(m.Data, []byte(text)) {
 			n.Add(1)
@@ -320,4 +323,122 @@ func countAnswers(t *testing.T, c *natstest.NATSCluster, text string) *atomic.In
 		t.Fatal(err)
 	}
 	return &n
+}
+
+// A server that hangs takes what the socket holds and then nothing: whoever
+// publishes must not wait for it for longer than the timeouts say.
+func TestServerHangs(t *testing.T) {
+	t.Parallel()
+	s := natstest.Server(t)
+	p := newValve(t, s.Addr().String())
+	cfg := testConfig()
+	cfg.URL = p.url
+	b := openReady(t, cfg)
+	mustPublish(t, b, newEvent(t, "before"))
+
+	p.shut()
+	const events, size = 400, 60_000 // more than sockets hold
+	failed := make(chan error, events)
+	begun := time.Now()
+	for i := range events {
+		e := eventOf(t, "dataspike", fmt.Sprintf(`{"event_type":"DOCVER","id":"%d","timestamp":"2026-07-01T10:00:00Z","payload":{"text":"%s"}}`, i, strings.Repeat("x", size)))
+		go func() {
+			_, err := b.Publish(t.Context(), e)
+			failed <- err
+		}()
+	}
+	for range events {
+		if err := <-failed; !errors.Is(err, bus.ErrUnavailable) {
+			t.Errorf("Publish: got %v, want %q", err, bus.ErrUnavailable)
+		}
+	}
+	if took := time.Since(begun); took > 2*cfg.PublishTimeout {
+		t.Errorf("it took %v to fail; the publish timeout is %v", took, cfg.PublishTimeout)
+	}
+	p.open()
+	waitReady(t, b)
+	if _, ok := insist(t, b, newEvent(t, "after")); !ok {
+		t.Error("nothing is stored after the server is back")
+	}
+}
+
+// valve is a connection to a server that can be shut: it stays, and nothing
+// passes.
+type valve struct {
+	url string
+	mu  sync.RWMutex // held for writing while shut
+}
+
+func (v *valve) shut() { v.mu.Lock() }
+func (v *valve) open() { v.mu.Unlock() }
+
+func newValve(t *testing.T, server string) *valve {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &valve{url: "nats://" + l.Addr().String()}
+	var workers sync.WaitGroup
+	ended := make(chan struct{})
+	pass := func(to, from net.Conn) {
+		defer to.Close()
+		defer from.Close()
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := from.Read(buf)
+			v.mu.RLock()
+			v.mu.RUnlock() //lint:ignore SA2001 waits until it is open
+			if _, failed := to.Write(buf[:n]); err != nil || failed != nil {
+				return
+			}
+		}
+	}
+	workers.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			upstream, err := net.Dial("tcp", server)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			workers.Go(func() { pass(upstream, client) })
+			workers.Go(func() { pass(client, upstream) })
+			workers.Go(func() { // nats.go forgets a connection on which no INFO came
+				<-ended
+				client.Close()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		close(ended)
+		workers.Wait()
+	})
+	return v
+}
+
+// A server that has too much to do refuses a message for the moment (10167):
+// that is no reason to have the provider come again, which it may not.
+func TestServerHasTooMuchToDo(t *testing.T) {
+	t.Parallel()
+	s := natstest.Server(t, func(o *server.Options) { o.StreamMaxBufferedMsgs, o.SyncAlways = 20, true })
+	refused := countAnswers(t, s.ClientURL(), `"err_code":10167`)
+	b := openReady(t, external(s))
+	natstest.Eventually(t, within, "a message is refused", func() bool {
+		var senders sync.WaitGroup
+		for range 100 {
+			e := newEvent(t, rand.Text())
+			senders.Go(func() {
+				if _, err := b.Publish(t.Context(), e); err != nil {
+					t.Errorf("Publish: %v", err)
+				}
+			})
+		}
+		senders.Wait()
+		return refused.Load() > 0 || t.Failed()
+	})
 }
