@@ -43,6 +43,7 @@ type Spool struct {
 	lock   *flock.Flock
 	wake   chan struct{}
 	count  atomic.Int64 // messages, those being written included
+	events atomic.Int64 // those of them that are events
 	reason atomic.Pointer[string]
 	damage atomic.Pointer[string]
 	broken atomic.Bool // to be opened anew
@@ -54,6 +55,8 @@ type Spool struct {
 
 	order  sync.Mutex
 	newest time.Time // receipt of what was written last
+
+	parked map[string]time.Time // entities that wait after a failure, and until when
 }
 
 // Spooled is what the spool holds: an event or a rejected body, and the headers
@@ -64,10 +67,13 @@ type Spooled struct {
 	Headers  map[string]string
 }
 
-// entity names what the order is kept for. Rejected bodies have none.
+// rejected is in the place of an entity for all bodies that are no events.
+const rejected = ""
+
+// entity names what the order is kept for.
 func (s Spooled) entity() string {
 	if s.Event == nil {
-		return ""
+		return rejected
 	}
 	return s.Event.CloudEvent.Source() + " " + s.Event.CloudEvent.Subject()
 }
@@ -82,15 +88,19 @@ func (s Spooled) stateKey() string {
 
 const (
 	spoolStream  = "SPOOL"
-	spoolSubject = "spool"
+	anySubject   = "spool.>"
+	eventSubject = "spool.event"
+	otherSubject = "spool.rejected"
 	probeBytes   = 256 << 10              // what the disk must have room for
 	spoolTimeout = 800 * time.Millisecond // for one write or read
-	spoolRetry   = 500 * time.Millisecond // between attempts to hand over
+	spoolRetry   = 250 * time.Millisecond // between attempts to hand over
+	spoolPark    = 2 * time.Second        // for an entity while the bus takes others
 	spoolReopen  = time.Second
 	longestWait  = 10 * time.Second // of a request, so that a clock may be set back
 	spoolWorkers = 16
 	// What is read ahead, and so may be handed over at the same time.
 	spoolBatch      = 512
+	spoolScan       = 8 * spoolBatch // what is looked through for it
 	spoolBatchBytes = 16 << 20
 	// spoolHeader carries what the event's own headers do not.
 	spoolHeader = "Bridge-Spool"
@@ -104,7 +114,7 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 	if err != nil {
 		return nil, fmt.Errorf("BRIDGE_SPOOL_DIR: %w", err)
 	}
-	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1)}
+	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), parked: make(map[string]time.Time)}
 	err = reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "bridge_spool_messages",
 		Help: "Webhooks on this machine's disk that wait for the bus.",
@@ -117,9 +127,12 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 	return s, nil
 }
 
-// Len returns how many messages the spool holds. As long as there are any, what
-// comes new must go behind them.
+// Len returns how many messages the spool holds.
 func (s *Spool) Len() int { return int(s.count.Load()) }
+
+// Events returns how many of them are events. As long as there are any, new ones
+// must go behind them.
+func (s *Spool) Events() int { return int(s.events.Load()) }
 
 // Problem says why the spool takes nothing; it is empty if it does.
 func (s *Spool) Problem() string {
@@ -173,16 +186,20 @@ func (s *Spool) open(ctx context.Context) bool {
 		s.store.close()
 		s.store = nil
 	}
-	st, messages, err := s.openStore(ctx)
+	st, err := s.openStore(ctx)
 	s.broken.Store(err != nil)
 	if err != nil {
 		s.problem(fmt.Sprintf("opening %s fails: %v", s.cfg.Dir, err))
 		return false
 	}
 	s.store = st
-	s.count.Store(int64(messages))
-	if messages > 0 {
-		s.log.Info("the spool holds webhooks that wait for the bus", "messages", messages)
+	if err := s.countStored(ctx); err != nil {
+		s.broken.Store(true)
+		s.problem(fmt.Sprintf("opening %s fails: %v", s.cfg.Dir, err))
+		return false
+	}
+	if n := s.Len(); n > 0 {
+		s.log.Info("the spool holds webhooks that wait for the bus", "messages", n)
 	}
 	s.problem("")
 	return true
@@ -201,16 +218,16 @@ func (s *Spool) problem(reason string) {
 	}
 }
 
-func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, messages uint64, err error) {
+func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, err error) {
 	if err := s.probeDisk(); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	_, err = os.Stat(s.streamDir())
 	existed, before := err == nil, s.blocks()
 	st := &spoolStore{}
 	st.server, err = startServer(serverConfig{name: "spool", dir: s.cfg.Dir, maxBody: s.cfg.MaxBody}, s.log)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -219,10 +236,10 @@ func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, messages uint64, 
 	}()
 	st.nc, err = nats.Connect("", nats.InProcessServer(st.server), nats.Name("spool"), nats.NoReconnect())
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if st.js, err = jetstream.New(st.nc, jetstream.WithPublishAsyncTimeout(apiTimeout), jetstream.WithPublishAsyncMaxPending(1<<16)); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -230,26 +247,22 @@ func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, messages uint64, 
 	if existed {
 		// Made anew, it would forget what it held.
 		if _, err := st.js.Stream(ctx, spoolStream); errors.Is(err, jetstream.ErrStreamNotFound) {
-			return nil, 0, errors.New("it holds a stream that cannot be read (the log says why): restore it, or move it away and lose what is in it")
+			return nil, errors.New("it holds a stream that cannot be read (the log says why): restore it, or move it away and lose what is in it")
 		}
 	}
 	st.stream, err = st.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name:        spoolStream,
 		Description: "webhooks that wait for the bus",
-		Subjects:    []string{spoolSubject},
+		Subjects:    []string{anySubject},
 		Storage:     jetstream.FileStorage,
 		MaxBytes:    s.cfg.MaxBytes,
 		Discard:     jetstream.DiscardNew,
 		AllowDirect: true,
 	})
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	info, err := st.stream.Info(ctx)
-	if err != nil {
-		return nil, 0, err
-	}
-	return st, info.State.Msgs, nil
+	return st, nil
 }
 
 // blocks returns the sizes of the files that hold the messages.
@@ -304,7 +317,7 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 		return fmt.Errorf("%w: %s", ErrUnavailable, s.Problem())
 	}
 	failpoint.Hit("spool-write")
-	s.count.Add(1)
+	s.add(item, 1)
 	err := s.write(ctx, item)
 	if err == nil {
 		failpoint.Hit("spool-written")
@@ -314,7 +327,7 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 		s.notify()
 		return nil
 	}
-	s.count.Add(-1)
+	s.add(item, -1)
 	var api *jetstream.APIError
 	switch {
 	case errors.Is(err, ErrNotPublishable):
@@ -328,6 +341,13 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 		return s.fail("writing", err)
 	}
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
+}
+
+func (s *Spool) add(item Spooled, n int64) {
+	s.count.Add(n)
+	if item.Event != nil {
+		s.events.Add(n)
+	}
 }
 
 // write writes an item and waits for the acknowledgement. Items are judged later
@@ -416,7 +436,10 @@ func (s Spooled) encode(newest time.Time) (msg *nats.Msg, received time.Time, er
 	if err != nil {
 		return nil, newest, fmt.Errorf("%w: %w", ErrNotPublishable, err)
 	}
-	msg.Subject = spoolSubject
+	msg.Subject = otherSubject
+	if s.Event != nil {
+		msg.Subject = eventSubject
+	}
 	msg.Header[spoolHeader] = []string{string(header)}
 	return msg, meta.Received, nil
 }
@@ -447,9 +470,9 @@ func decodeSpooled(msg *jetstream.RawStreamMsg) Spooled {
 
 // Run hands over what the spool holds until ctx ends, the oldest first: what is
 // about one entity in the order in which it came, the rest side by side. What
-// handOver returns no error for is removed; after an error it is tried again,
-// and with it what comes later about the entity. What was begun when ctx ends is
-// finished. Close comes after Run.
+// handOver returns no error for is removed. After an error it is tried again,
+// and with it what comes later about the entity; others go on. What was begun
+// when ctx ends is finished. Close comes after Run.
 func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled) error) {
 	limit := spoolBatch
 	for ctx.Err() == nil {
@@ -471,9 +494,10 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 		case errors.Is(err, ErrUnavailable):
 			limit = 1 // one is enough to find out
 			wait(ctx, spoolRetry)
-		case err != nil && n == 0:
+		case n > 0:
+		case err != nil, len(s.parked) > 0:
 			wait(ctx, spoolRetry)
-		case n == 0:
+		default:
 			s.recount(ctx)
 			select {
 			case <-ctx.Done():
@@ -497,74 +521,78 @@ type stored struct {
 }
 
 // drain hands over the oldest messages, limit at most, removes what was taken,
-// and returns how many that were. An ErrUnavailable comes before other errors.
+// and returns how many that were. After the first ErrUnavailable, which comes
+// before other errors, no more is begun.
 func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Context, Spooled) error) (n int, err error) {
 	batch, err := s.oldest(ctx, limit)
 	var order []string // of entities
 	groups := make(map[string][]stored)
 	for _, m := range batch {
 		key := m.entity()
-		if m.Event == nil { // a body that is no event waits for none
-			key = fmt.Sprint(m.sequence)
-		}
 		if groups[key] == nil {
 			order = append(order, key)
 		}
 		groups[key] = append(groups[key], m)
 	}
 	var mu sync.Mutex
-	var wg sync.WaitGroup
 	done := make(map[uint64]bool)
-	var unavailable atomic.Bool // for one, and so for all
+	take := func(key string, m stored) bool {
+		mu.Lock()
+		stop := ctx.Err() != nil || errors.Is(err, ErrUnavailable)
+		mu.Unlock()
+		if stop {
+			return false
+		}
+		failpoint.Hit("drain")
+		failed := handOver(context.WithoutCancel(ctx), m.Spooled)
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case failed == nil:
+			failpoint.Hit("drain-stored")
+			done[m.sequence] = true
+		case errors.Is(failed, ErrUnavailable):
+			err = failed
+			s.parked[key] = time.Now().Add(spoolPark)
+		default:
+			err = cmp.Or(err, failed)
+			s.parked[key] = time.Now().Add(spoolRetry)
+		}
+		return failed == nil
+	}
+	var wg sync.WaitGroup
 	places := make(chan struct{}, spoolWorkers)
 	for _, key := range order {
 		places <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-places }()
 			for _, m := range groups[key] {
-				if ctx.Err() != nil || unavailable.Load() {
+				if !take(key, m) {
 					return
 				}
-				failpoint.Hit("drain")
-				failed := handOver(context.WithoutCancel(ctx), m.Spooled)
-				mu.Lock()
-				if failed == nil {
-					done[m.sequence] = true
-				} else {
-					err = failed
-				}
-				mu.Unlock()
-				if failed != nil {
-					if errors.Is(failed, ErrUnavailable) {
-						unavailable.Store(true)
-					}
-					return
-				}
-				failpoint.Hit("drain-stored")
 			}
 		})
 	}
 	wg.Wait()
-	if unavailable.Load() && !errors.Is(err, ErrUnavailable) {
-		err = ErrUnavailable
-	}
 	return len(done), cmp.Or(s.remove(batch, done), err)
 }
 
-// remove removes the messages of a batch that are done: those before the first
-// that is not in one go.
+// remove removes the messages of a batch that are done: those before which all
+// are, in one go.
 func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
 	defer cancel()
 	var first int
-	for first < len(batch) && done[batch[first].sequence] {
+	for first < len(batch) && done[batch[first].sequence] && len(s.parked) == 0 {
 		first++
 	}
 	if first > 0 {
 		if err := s.store.stream.Purge(ctx, jetstream.WithPurgeSequence(batch[first-1].sequence+1)); err != nil {
 			return s.fail("removing", err)
 		}
-		s.count.Add(int64(-first))
+		for _, m := range batch[:first] {
+			s.add(m.Spooled, -1)
+		}
 	}
 	for _, m := range batch[first:] {
 		if !done[m.sequence] {
@@ -573,49 +601,66 @@ func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
 		if err := s.store.stream.DeleteMsg(ctx, m.sequence); err != nil {
 			return s.fail("removing", err)
 		}
-		s.count.Add(-1)
+		s.add(m.Spooled, -1)
 	}
 	return nil
 }
 
-// oldest reads the messages to hand over next. Of the reports about one thing
-// only one is among them: after a crash, what had been stored is handed over
-// again, and a report is recognised only until the next is stored.
+// oldest reads the messages to hand over next. Those of parked entities are left
+// out. Of the reports about one thing only one is among them: after a crash,
+// what had been stored is handed over again, and a report is recognised only
+// until the next is stored.
 func (s *Spool) oldest(ctx context.Context, limit int) (batch []stored, err error) {
+	for key, until := range s.parked {
+		if time.Now().After(until) {
+			delete(s.parked, key)
+		}
+	}
+	subject := anySubject
+	if _, parked := s.parked[rejected]; parked {
+		subject = eventSubject
+	}
 	reports := make(map[string]bool)
-	for next, size := uint64(1), 0; len(batch) < limit && size < spoolBatchBytes; {
-		msg, err := s.read(ctx, next)
+	next, size := uint64(1), 0
+	for range spoolScan {
+		if len(batch) == limit || size > spoolBatchBytes {
+			break
+		}
+		msg, err := s.read(ctx, next, subject)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return batch, nil
+			break
 		}
 		if err != nil {
 			return batch, err
 		}
+		next = msg.Sequence + 1
 		m := stored{msg.Sequence, decodeSpooled(msg)}
+		if _, parked := s.parked[m.entity()]; parked {
+			continue
+		}
 		if key := m.stateKey(); key != "" {
 			if reports[key] {
-				return batch, nil
+				break
 			}
 			reports[key] = true
 		}
-		batch = append(batch, m)
-		next, size = msg.Sequence+1, size+len(msg.Data)
+		batch, size = append(batch, m), size+len(msg.Data)
 	}
 	return batch, nil
 }
 
 // read returns the first message from a sequence on.
-func (s *Spool) read(ctx context.Context, sequence uint64) (*jetstream.RawStreamMsg, error) {
+func (s *Spool) read(ctx context.Context, sequence uint64, subject string) (*jetstream.RawStreamMsg, error) {
 	bounded, cancel := context.WithTimeout(ctx, spoolTimeout)
 	defer cancel()
-	msg, err := s.store.stream.GetMsg(bounded, sequence, jetstream.WithGetMsgSubject(spoolSubject))
+	msg, err := s.store.stream.GetMsg(bounded, sequence, jetstream.WithGetMsgSubject(subject))
 	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) && ctx.Err() == nil {
 		return nil, s.fail("reading", err)
 	}
 	return msg, err
 }
 
-// recount brings the count in line with the store, of which damage may have
+// recount brings the counts in line with the store, of which damage may have
 // taken a part.
 func (s *Spool) recount(ctx context.Context) {
 	if s.Len() == 0 {
@@ -623,9 +668,19 @@ func (s *Spool) recount(ctx context.Context) {
 	}
 	s.mu.Lock() // nothing is being written
 	defer s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, spoolTimeout)
-	defer cancel()
-	if info, err := s.store.stream.Info(ctx); err == nil {
-		s.count.Store(int64(info.State.Msgs))
+	if err := s.countStored(ctx); err != nil {
+		s.log.Warn("counting what the spool holds", "error", err)
 	}
+}
+
+func (s *Spool) countStored(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	info, err := s.store.stream.Info(ctx, jetstream.WithSubjectFilter(anySubject))
+	if err != nil {
+		return err
+	}
+	s.count.Store(int64(info.State.Msgs))
+	s.events.Store(int64(info.State.Subjects[eventSubject]))
+	return nil
 }

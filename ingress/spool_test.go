@@ -308,3 +308,79 @@ func TestRefusedStreamIsNotReadyWithASpool(t *testing.T) {
 		t.Errorf("readyz %d: %+v", status, ready)
 	}
 }
+
+// A quarantine that is full holds up what is for it, and no event.
+func TestFullQuarantineHoldsUpNoEvent(t *testing.T) {
+	r, begin := outage(t, bus.SpoolConfig{}, func(c *bus.Config, _ *ingress.Limits) { c.QuarantineMaxBytes = 4 << 10 })
+	waldo, dfns := provider(t, "waldo"), provider(t, "dfns")
+	const rejected, events = 50, 20
+	for i := range rejected {
+		r.send(r.signed(waldo, fmt.Appendf(nil, "%d %s", i, strings.Repeat("x", 200)))).expect(t, http.StatusOK, "spooled")
+	}
+	for range events {
+		r.send(r.signed(dfns, r.fresh(dfns))).expect(t, http.StatusOK, "spooled")
+	}
+	begin()
+	natstest.Eventually(t, 20*time.Second, "the events are stored", func() bool { return r.spool.Events() == 0 })
+	if n := r.stored("WEBHOOKS"); n != events {
+		t.Errorf("%d stored", n)
+	}
+	natstest.Eventually(t, 20*time.Second, "the quarantine is full", func() bool { return r.stored("WEBHOOKS_QUARANTINE") > 2 })
+	if r.spool.Len() == 0 {
+		t.Fatal("the quarantine took everything")
+	}
+	r.send(r.signed(dfns, r.fresh(dfns))).expect(t, http.StatusOK, "accepted")
+	r.send(r.signed(waldo, []byte("not JSON"))).expect(t, http.StatusOK, "spooled")
+
+	s, err := r.js.Stream(t.Context(), "WEBHOOKS_QUARANTINE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := s.CachedInfo().Config
+	c.MaxBytes = -1
+	if _, err := r.js.UpdateStream(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	r.drained()
+	if n := r.stored("WEBHOOKS_QUARANTINE"); n != rejected+1 {
+		t.Errorf("%d in the quarantine", n)
+	}
+}
+
+// Nor does an event that cannot be stored now hold up those about others.
+func TestLargeEventHoldsUpNoOther(t *testing.T) {
+	port := natstest.FreePort(t)
+	r := newSpoolRig(t, fmt.Sprintf("nats://127.0.0.1:%d", port), bus.SpoolConfig{Dir: t.TempDir(), MaxBytes: 64 << 20}, func(c *bus.Config, _ *ingress.Limits) { c.Manage = false })
+	dataspike, dfns := provider(t, "dataspike"), provider(t, "dfns")
+	large := r.send(r.signed(dataspike, r.padded(dataspike, 40_000)))
+	large.expect(t, http.StatusOK, "spooled")
+	const events = 20
+	for range events {
+		r.send(r.signed(dfns, r.fresh(dfns))).expect(t, http.StatusOK, "spooled")
+	}
+	s := natstest.Server(t, func(o *server.Options) { o.Port, o.MaxPayload = port, 16<<10 })
+	js, err := jetstream.New(natstest.Connect(t, s.ClientURL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []jetstream.StreamConfig{ // and no object store
+		{Name: "WEBHOOKS", Subjects: []string{"webhooks.>"}, Duplicates: 10 * time.Minute},
+		{Name: "WEBHOOKS_QUARANTINE", Subjects: []string{"quarantine.>"}},
+	} {
+		if _, err := js.CreateStream(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "webhooks-dedupe"}); err != nil {
+		t.Fatal(err)
+	}
+	natstest.Eventually(t, 20*time.Second, "the others are stored", func() bool { return r.spool.Len() == 1 })
+	if n := r.stored("WEBHOOKS"); n != events {
+		t.Errorf("%d stored", n)
+	}
+	if _, err := js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: bus.ObjectBucket("WEBHOOKS")}); err != nil {
+		t.Fatal(err)
+	}
+	r.drained()
+	r.message("WEBHOOKS", large.ID)
+}
