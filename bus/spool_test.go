@@ -372,3 +372,25 @@ func TestUnreadableSpool(t *testing.T) {
 	stop()
 	s.Close()
 }
+
+// Copies that come at the same moment may be written in another order than they
+// were received in. They are handed over as received in the order in which they
+// stand; a clock that is set back is another matter.
+func TestSpoolKeepsTheOrderOfReceipt(t *testing.T) {
+	s := openSpool(t, spoolConfig(t.TempDir()))
+	defer s.Close()
+	for n, offset := range []time.Duration{0, -time.Second, time.Second, -time.Hour} {
+		e := entityEvent(t, "one", n)
+		e.Received = received.Add(offset)
+		mustPut(t, s, bus.Spooled{Event: e})
+	}
+	var got handed
+	stop := s.run(got.take)
+	natstest.Eventually(t, within, "the spool is empty", func() bool { return s.Len() == 0 })
+	stop()
+	for n, want := range []time.Duration{0, 0, time.Second, -time.Hour} {
+		if item := got.get()[n]; !item.Event.Received.Equal(received.Add(want)) {
+			t.Errorf("number %d is handed over as received at %v, want %v", n, item.Event.Received, received.Add(want))
+		}
+	}
+}

@@ -2,11 +2,13 @@ package dedupe_test
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/dedupe"
 	"github.com/hookbus/bridge/internal/natstest"
 	"github.com/hookbus/bridge/normalize"
 )
@@ -154,4 +156,85 @@ func TestCopyThatWasOvertakenIsStored(t *testing.T) {
 	}
 	b.wantStored(3)
 	b.knows(flag("c-1", true), r.ID)
+}
+
+// A report out of a spool has its token and the time of its receipt. It is a
+// copy only of a report that came before it, with no other between.
+func TestReportsThatHaveWaited(t *testing.T) {
+	b := start(t, external(natstest.Server(t)))
+	b.index()
+	waited := func(body body, at time.Duration, token string) dedupe.Result {
+		t.Helper()
+		e := b.eventAt(body, at)
+		e.SetToken(token)
+		r, err := b.dedupe.OnceCertain(t.Context(), e, b.bus.Publish)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	direct := func(body body, at time.Duration) dedupe.Result {
+		t.Helper()
+		return b.once(b.eventAt(body, at))
+	}
+	want := func(r dedupe.Result, duplicate bool) {
+		t.Helper()
+		if r.Duplicate != duplicate {
+			t.Errorf("duplicate %v, want %v", r.Duplicate, duplicate)
+		}
+	}
+
+	want(direct(flag("copy", true), 0), false)
+	want(waited(flag("copy", true), time.Second, "a"), true)
+
+	// It was received first; the one that is stored is perhaps not its copy.
+	want(direct(flag("earlier", true), time.Second), false)
+	want(waited(flag("earlier", true), 0, "b"), false)
+	want(waited(flag("earlier", true), 0, "b"), true) // once more after a crash
+
+	// Another came between, at another replica, and is stored already.
+	want(direct(flag("between", false), time.Second), false)
+	want(direct(flag("between", true), 2*time.Second), false)
+	want(waited(flag("between", true), 0, "c"), false)
+	// What comes for real after that is not its copy either.
+	want(direct(flag("after", false), time.Second), false)
+	want(waited(flag("after", true), 0, "d"), false)
+	want(direct(flag("after", true), 2*time.Second), false)
+
+	// The acknowledgement of its first attempt was lost, and another is stored
+	// since.
+	e := b.event(flag("lost", true))
+	if _, err := b.dedupe.OnceCertain(t.Context(), e, func(ctx context.Context, e *normalize.Event) (bus.Ack, error) {
+		b.bus.Publish(ctx, e)
+		return bus.Ack{}, bus.ErrUnavailable
+	}); !errors.Is(err, bus.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	want(direct(flag("lost", false), time.Second), false)
+	r, err := b.dedupe.OnceCertain(t.Context(), e, b.bus.Publish)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(r, true)
+	if m := b.entry(e.Identity.StateKey).Mark; m != nil {
+		t.Errorf("mark left: %+v", m)
+	}
+}
+
+// Who can wait is told of a doubt instead of having a report stored again.
+func TestDoubt(t *testing.T) {
+	b := start(t, external(natstest.Server(t))) // no indexer
+	b.stores(flag("c", true))
+	b.stores(screening("not indexed"))
+	e := b.event(flag("c", true))
+	if _, err := b.dedupe.OnceCertain(t.Context(), e, b.bus.Publish); !errors.Is(err, dedupe.ErrDoubt) {
+		t.Errorf("OnceCertain: %v, want ErrDoubt", err)
+	}
+	b.wantStored(2)
+	b.index()
+	b.indexed()
+	if r, err := b.dedupe.OnceCertain(t.Context(), e, b.bus.Publish); err != nil || !r.Duplicate {
+		t.Errorf("once it is indexed: %+v, %v", r, err)
+	}
+	b.wantStored(2)
 }

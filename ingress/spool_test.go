@@ -1,11 +1,13 @@
 package ingress_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/dedupe"
 	"github.com/hookbus/bridge/ingress"
 	"github.com/hookbus/bridge/internal/natstest"
 	"github.com/hookbus/bridge/normalize"
@@ -383,4 +386,47 @@ func TestLargeEventHoldsUpNoOther(t *testing.T) {
 	}
 	r.drained()
 	r.message("WEBHOOKS", large.ID)
+}
+
+// stuck is a spool that holds events and takes no more.
+type stuck struct{ puts atomic.Int64 }
+
+func (s *stuck) Put(context.Context, bus.Spooled) error {
+	s.puts.Add(1)
+	return bus.ErrUnavailable
+}
+func (*stuck) Len() int        { return 1 }
+func (*stuck) Events() int     { return 1 }
+func (*stuck) Problem() string { return "spool: full" }
+func (*stuck) Warning() string { return "" }
+
+// What a spool holds may come between a report and the one before it in the
+// stream. While it takes nothing more, the report passes, and is stored.
+func TestReportPastAFullSpool(t *testing.T) {
+	r := oneServer(t)
+	waldo := provider(t, "waldo")
+	report := []byte(`{"customerId":"c-1","event":"flag","evaluation":{"type":"fraud"},"flagged":true}`)
+	r.send(r.signed(waldo, report)).expect(t, http.StatusOK, "accepted")
+
+	verifier, err := waldo.Scheme.NewVerifier(secrets(waldo), tolerance)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := dedupe.New(r.bus, dedupe.Windows{State: 2 * time.Minute, Dedupe: time.Hour}, newRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &stuck{}
+	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, d, r.bus, s,
+		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 8, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, func() time.Time { return *r.now.Load() }, discard(), newRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.serve(r.signed(waldo, report)).expect(t, http.StatusOK, "accepted")
+	named := r.fresh(waldo)
+	r.serve(r.signed(waldo, named)).expect(t, http.StatusOK, "accepted")
+	r.serve(r.signed(waldo, named)).expect(t, http.StatusOK, "duplicate")
+	if s.puts.Load() == 0 {
+		t.Error("the spool was not asked")
+	}
 }
