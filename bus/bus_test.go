@@ -195,10 +195,11 @@ func message(t *testing.T, js jetstream.JetStream, stream string, sequence uint6
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := s.GetMsg(t.Context(), sequence)
-	if err != nil {
-		t.Fatalf("message %d of %s: %v", sequence, stream, err)
-	}
+	var m *jetstream.RawStreamMsg
+	natstest.Eventually(t, within, fmt.Sprintf("message %d of %s is read", sequence, stream), func() bool {
+		m, err = s.GetMsg(t.Context(), sequence) // from a replica that may be behind
+		return err == nil
+	})
 	for _, added := range []string{"Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp"} { // by a direct get
 		m.Header.Del(added)
 	}
