@@ -28,7 +28,8 @@ func reportOf(e *normalize.Event, stored entry) report {
 // published, or only under a token that another report has too.
 var ErrDoubt = errors.New("dedupe: not to be told whether the report is stored")
 
-// onceReport stores a state report unless it is the one stored last.
+// reporting is one attempt to store a state report unless it is the one stored
+// last.
 //
 // The entry of its key holds the report stored last and, while one is being
 // published, a mark with its state and a random token, which is part of the
@@ -38,88 +39,88 @@ var ErrDoubt = errors.New("dedupe: not to be told whether the report is stored")
 // A report is a copy of the one that the entry names as the last only if the
 // index is complete, so that no other has come between, and if the entry can
 // then be written at the revision read, since the read may have come from a
-// replica that is behind. In doubt it is stored, or with certain refused.
-//
-// A report that has waited in a spool keeps the token under which it may have
-// been stored before. It can be older than the report stored last.
-func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Publish, certain bool) (_ Result, err error) {
-	own, waited := e.Token, e.Token != ""
-	if !waited {
-		own = rand.Text()
+// replica that is behind. In doubt it is stored, or refused if only what is
+// certain will do.
+type reporting struct {
+	*Deduper
+	event *normalize.Event
+	// own is a token that no other report has. One that has waited in a spool
+	// may have been stored under it before, and can be older than the report
+	// stored last.
+	own     string
+	waited  bool
+	certain bool
+	// old is the token of a mark that was left behind by a report that has
+	// another after it, or of which it cannot be told.
+	old string
+	// indexed is whether the index was complete after the delivery began; nil
+	// until it is asked.
+	indexed *bool
+}
+
+func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Publish, certain bool) (Result, error) {
+	r := &reporting{Deduper: d, event: e, own: e.Token, waited: e.Token != "", certain: certain}
+	if !r.waited {
+		r.own = rand.Text()
 	}
-	defer func() {
-		if err != nil {
-			e.SetToken(own) // which no other report has
-		}
-	}()
+	result, err := r.once(ctx, publish)
+	if err != nil {
+		e.SetToken(r.own)
+	}
+	return result, err
+}
+
+func (r *reporting) once(ctx context.Context, publish Publish) (Result, error) {
+	key := r.event.Identity.StateKey
 	// One at a time in this process: a thousand copies that wait for each other
 	// take less time than a thousand that write over each other.
-	unlock, err := d.reports.lock(ctx, e.Identity.StateKey)
+	unlock, err := r.reports.lock(ctx, key)
 	if err != nil {
 		return Result{}, err
 	}
 	defer unlock()
-	patience := completeTimeout
-	if certain { // the caller tries again
-		patience = indexTimeout
-	}
-	ask := func(after uint64) bool {
-		ctx, cancel := context.WithTimeout(ctx, patience)
-		defer cancel()
-		return d.complete(ctx, after)
-	}
-	asked, isComplete := false, false
-	complete := func(after uint64) bool {
-		if waited { // what was stored before the last report may have come between, too
-			return ask(0)
-		}
-		if !asked { // once, after this delivery began
-			asked, isComplete = true, ask(after)
-		}
-		return isComplete
-	}
-	old := ""
 	for {
-		m, known, err := d.mark(ctx, e, own, old, waited, certain, complete)
-		if err != nil && certain {
+		m, known, err := r.mark(ctx)
+		if err != nil && r.certain {
 			return Result{}, err
 		}
 		if known != nil {
 			return Result{ID: known.ID, Duplicate: true}, nil
 		}
-		e.SetToken(m.Token)
-		joined := m.Token != own
+		r.event.SetToken(m.Token)
 		failpoint.Hit("marked")
-		ack, err := publish(ctx, e)
+		ack, err := publish(ctx, r.event)
 		if err != nil {
 			return Result{}, err
 		}
 		failpoint.Hit("published")
-		result := Result{ID: e.CloudEvent.ID(), Duplicate: ack.Duplicate}
-		created, err := d.incarnation(ctx)
+		result := Result{ID: r.event.CloudEvent.ID(), Duplicate: ack.Duplicate}
+		created, err := r.incarnation(ctx)
 		stored := entry{Stream: created.UnixNano(), Sequence: ack.Sequence, ID: result.ID}
-		if !ack.Duplicate || !joined { // what was let in under our own token is this report
+		if !ack.Duplicate || m.Token == r.own { // what was let in under our own token is this report
 			switch {
 			case err != nil: // the indexer does it
 			case ack.Duplicate:
-				d.unmark(ctx, reportOf(e, stored))
+				r.unmark(ctx, reportOf(r.event, stored))
 			default:
-				d.settle(ctx, reportOf(e, stored))
+				r.settle(ctx, reportOf(r.event, stored))
 			}
 			failpoint.Hit("settled")
 			return result, nil
 		}
-		indexed := err == nil && ask(ack.Sequence)
-		last, passed := false, false
-		if indexed {
-			if last, passed = d.isLast(ctx, e.Identity.StateKey, stored); last {
+		switch {
+		case err == nil && r.ask(ctx, ack.Sequence):
+			last, passed := r.isLast(ctx, key, stored)
+			if last {
 				return result, nil
 			}
-		} else if certain {
+			if passed {
+				r.old = m.Token
+			}
+		case r.certain:
 			return Result{}, ErrDoubt
-		}
-		if !indexed || passed { // in doubt it is stored; or the mark was left behind
-			old = m.Token
+		default:
+			r.old = m.Token
 		}
 		if ctx.Err() != nil {
 			return Result{}, fmt.Errorf("%w: %w", bus.ErrUnavailable, ctx.Err())
@@ -127,55 +128,70 @@ func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Pu
 	}
 }
 
-// mark announces the event's state and returns the mark with whose token it is
-// to be published, or the report stored last, of which the event is a copy. With
-// ErrDoubt the mark is the event's own.
-func (d *Deduper) mark(ctx context.Context, e *normalize.Event, own, old string, waited, certain bool, complete func(after uint64) bool) (under mark, known *entry, err error) {
-	window := d.windows.State
+// ask waits until all that the stream holds now after a sequence is indexed.
+func (r *reporting) ask(ctx context.Context, after uint64) bool {
+	patience := completeTimeout
+	if r.certain { // the caller tries again
+		patience = indexTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return r.complete(ctx, after)
+}
+
+// mark announces the report's state and returns the mark with whose token it is
+// to be published, or the report stored last, of which it is a copy. With
+// ErrDoubt the mark is the report's own.
+func (r *reporting) mark(ctx context.Context) (under mark, known *entry, err error) {
+	e := r.event
+	window := r.windows.State
 	if e.Identity.Transition {
-		window = d.windows.Dedupe
+		window = r.windows.Dedupe
 	}
 	now := e.Received.UnixNano()
-	ours := mark{State: e.Identity.State, Token: own, Received: now}
+	ours := mark{State: e.Identity.State, Token: r.own, Received: now}
 	doubt := false
-	edit := func(last *entry) bool {
+	edit := func(last *entry) (write bool) {
 		under, known, doubt = ours, nil, false
-		other := last.otherThan(e.Identity.State)
-		between := func(received int64) bool { // or, of one that has waited, perhaps
-			return received < other && other < now || waited && (now < received || received < other)
-		}
-		recent := func(received int64) bool { return time.Duration(now-received).Abs() < window }
-		if last.Mark != nil && last.Mark.Token == old {
+		if last.Mark != nil && last.Mark.Token == r.old {
 			last.Mark = nil
 		}
-		// Whoever joined one that has waited would be taken for it.
-		if waited && !complete(0) {
+		// What was stored before the last one may have come between, too, if
+		// this one has waited; and whoever joined it would be taken for it.
+		if r.waited && !r.ask(ctx, 0) {
 			doubt = true
 			return false
 		}
-		if m := last.Mark; m != nil && m.State == e.Identity.State && recent(m.Received) && !(waited && between(m.Received)) {
+		other := last.otherThan(e.Identity.State)
+		copyOf := func(state string, received int64) bool {
+			return state == e.Identity.State && time.Duration(now-received).Abs() < window &&
+				(!r.waited || other <= received && received <= now)
+		}
+		if m := last.Mark; m != nil && copyOf(m.State, m.Received) {
 			under = *m
 			return true
 		}
-		if last.Mark == nil && last.State == e.Identity.State && recent(last.Received) && !between(last.Received) {
-			if waited || complete(last.Sequence) {
+		// One that had waited may be recorded as the last though it is older.
+		overtaken := last.Received < other && other < now
+		if last.Mark == nil && !overtaken && copyOf(last.State, last.Received) {
+			if r.waited || r.isIndexed(ctx, last.Sequence) {
 				stored := *last
 				known = &stored
 				return true
 			}
-			if doubt = true; certain {
+			if doubt = true; r.certain {
 				return false
 			}
 		}
-		if waited && now < max(last.Received, last.Other) {
+		if r.waited && now < max(last.Received, last.Other) {
 			return false
 		}
 		last.Mark = &ours
 		return true
 	}
-	failed := d.change(ctx, e.Identity.StateKey, edit)
+	failed := r.change(ctx, e.Identity.StateKey, edit)
 	if failed != nil { // perhaps lost with a connection that is back by now
-		failed = d.change(ctx, e.Identity.StateKey, edit)
+		failed = r.change(ctx, e.Identity.StateKey, edit)
 	}
 	switch {
 	case failed != nil:
@@ -184,6 +200,15 @@ func (d *Deduper) mark(ctx context.Context, e *normalize.Event, own, old string,
 		return ours, nil, ErrDoubt
 	}
 	return under, known, nil
+}
+
+// isIndexed asks once, after the delivery began.
+func (r *reporting) isIndexed(ctx context.Context, after uint64) bool {
+	if r.indexed == nil {
+		complete := r.ask(ctx, after)
+		r.indexed = &complete
+	}
+	return *r.indexed
 }
 
 // settle records a stored report and removes its mark.
