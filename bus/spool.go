@@ -234,7 +234,10 @@ func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, err error) {
 			st.close()
 		}
 	}()
-	st.nc, err = nats.Connect("", nats.InProcessServer(st.server), nats.Name("spool"), nats.NoReconnect())
+	st.nc, err = nats.Connect("", nats.InProcessServer(st.server), nats.Name("spool"), nats.NoReconnect(),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			s.log.Warn("NATS client error", "component", "spool", "error", err)
+		}))
 	if err != nil {
 		return nil, err
 	}

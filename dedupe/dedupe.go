@@ -10,6 +10,7 @@ package dedupe
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -47,6 +48,7 @@ type Deduper struct {
 	// a sequence is indexed, and reports whether it is.
 	complete func(ctx context.Context, after uint64) bool
 	windows  Windows
+	latest   atomic.Pointer[entry] // stored by this process
 	reports  keyedLock
 	errors   prometheus.Counter
 }
@@ -57,13 +59,13 @@ func New(b *bus.Bus, w Windows, reg prometheus.Registerer) (*Deduper, error) {
 		index:          bucket{b},
 		incarnation:    b.Incarnation,
 		newIncarnation: b.NewIncarnation,
-		complete:       func(ctx context.Context, after uint64) bool { return complete(ctx, b, after) },
 		windows:        w,
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bridge_dedupe_errors_total",
 			Help: "Reads and writes of the dedupe bucket that failed; the stream's duplicate window protects meanwhile.",
 		}),
 	}
+	d.complete = func(ctx context.Context, after uint64) bool { return complete(ctx, b, after, d.latest.Load()) }
 	return d, reg.Register(d.errors)
 }
 
@@ -110,6 +112,7 @@ func (d *Deduper) once(ctx context.Context, e *normalize.Event, publish Publish,
 		return result, nil // the indexer will do it
 	}
 	stored := entry{Stream: created.UnixNano(), Sequence: ack.Sequence, ID: result.ID}
+	d.saw(stored)
 	if ack.Duplicate { // the stored copy may have had other aliases
 		d.remember(ctx, names[1:], stored)
 	}
@@ -117,6 +120,17 @@ func (d *Deduper) once(ctx context.Context, e *normalize.Event, publish Publish,
 		d.settle(ctx, reportOf(e, stored)) // if it fails, the indexer does it
 	}
 	return result, nil
+}
+
+// saw keeps the latest message that the stream has acknowledged: a server that is
+// behind may not tell of it.
+func (d *Deduper) saw(stored entry) {
+	for {
+		latest := d.latest.Load()
+		if latest != nil && !latest.before(stored) || d.latest.CompareAndSwap(latest, &stored) {
+			return
+		}
+	}
 }
 
 // lookup returns the entry by which one of the names is known, and writes it

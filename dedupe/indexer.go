@@ -309,8 +309,9 @@ const completeTimeout = indexAckWait + 500*time.Millisecond
 
 // complete waits until all that the stream holds now after a sequence is
 // indexed. A question that gets no answer, as when the connection is lost, is
-// asked again.
-func complete(ctx context.Context, b *bus.Bus, after uint64) bool {
+// asked again; an answer that does not know of the latest message stored by this
+// process comes from a server that is behind.
+func complete(ctx context.Context, b *bus.Bus, after uint64, latest *entry) bool {
 	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
 	defer cancel()
 	var last uint64
@@ -318,7 +319,7 @@ func complete(ctx context.Context, b *bus.Bus, after uint64) bool {
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		var err error
 		if !known {
-			last, err = lastSequence(ctx, b)
+			last, err = lastSequence(ctx, b, latest)
 			known = err == nil
 		}
 		if known {
@@ -341,16 +342,22 @@ func complete(ctx context.Context, b *bus.Bus, after uint64) bool {
 	}
 }
 
-func lastSequence(ctx context.Context, b *bus.Bus) (uint64, error) {
+func lastSequence(ctx context.Context, b *bus.Bus, latest *entry) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
 	s, err := b.JetStream().Stream(ctx, b.Stream())
 	if err != nil {
 		return 0, err
 	}
-	return s.CachedInfo().State.LastSeq, nil
+	info := s.CachedInfo()
+	if latest != nil && latest.Stream == info.Created.UnixNano() {
+		return max(info.State.LastSeq, latest.Sequence), nil
+	}
+	return info.State.LastSeq, nil
 }
 
+// indexedTo reports whether a sequence and all before it are indexed. The end of
+// the stream may have been deleted: then nothing is pending.
 func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
@@ -359,7 +366,11 @@ func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
 		return false, err
 	}
 	info := c.CachedInfo()
-	return info.AckFloor.Stream >= last || info.NumPending == 0 && info.NumAckPending == 0, nil
+	if info.AckFloor.Stream >= last || info.NumPending > 0 || info.NumAckPending > 0 {
+		return info.AckFloor.Stream >= last, nil
+	}
+	s, err := b.JetStream().Stream(ctx, b.Stream())
+	return err == nil && s.CachedInfo().State.LastSeq >= last, err
 }
 
 // digest reports whether a name has the form of normalize.Digest.

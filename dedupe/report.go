@@ -97,6 +97,9 @@ func (r *reporting) once(ctx context.Context, publish Publish) (Result, error) {
 		result := Result{ID: r.event.CloudEvent.ID(), Duplicate: ack.Duplicate}
 		created, err := r.incarnation(ctx)
 		stored := entry{Stream: created.UnixNano(), Sequence: ack.Sequence, ID: result.ID}
+		if err == nil {
+			r.saw(stored)
+		}
 		if !ack.Duplicate || m.Token == r.own { // what was let in under our own token is this report
 			switch {
 			case err != nil: // the indexer does it
