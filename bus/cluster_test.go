@@ -184,18 +184,11 @@ func (l *load) stop(t *testing.T, b *bus.Bus) {
 	t.Helper()
 	l.end()
 	l.workers.Wait()
-	s, err := b.JetStream().Stream(t.Context(), b.Stream())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := s.CachedInfo().State.Msgs - l.before; got != uint64(len(l.stored)) {
+	if got := streamInfo(t, b.JetStream(), b.Stream()).State.Msgs - l.before; got != uint64(len(l.stored)) {
 		t.Errorf("the stream holds %d messages of %d events", got, len(l.stored))
 	}
 	for sequence, id := range l.stored {
-		m, err := s.GetMsg(t.Context(), sequence)
-		if err != nil {
-			t.Fatalf("message %d, acknowledged: %v", sequence, err)
-		}
+		m := message(t, b.JetStream(), b.Stream(), sequence)
 		if got := m.Header.Get(jetstream.MsgIDHeader); got != id {
 			t.Errorf("message %d: got the id %s, want %s", sequence, got, id)
 		}

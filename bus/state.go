@@ -25,6 +25,8 @@ type State struct {
 	// StreamCreated and BucketCreated name the incarnations of the stream of
 	// events and of the bucket.
 	StreamCreated, BucketCreated time.Time
+	// DuplicateWindow is the stream's; 0 as long as it is not known.
+	DuplicateWindow time.Duration
 
 	// refused says, by stream, why nothing is published to it: it was looked at
 	// and would lose what it acknowledges, or was never looked at. A stream that
@@ -136,7 +138,7 @@ func (b *Bus) publishState(st *State) {
 }
 
 func same(a, b *State) bool {
-	return slices.Equal(a.Problems, b.Problems) && slices.Equal(a.Warnings, b.Warnings) && a.Durability == b.Durability &&
+	return slices.Equal(a.Problems, b.Problems) && slices.Equal(a.Warnings, b.Warnings) && a.Durability == b.Durability && a.DuplicateWindow == b.DuplicateWindow &&
 		a.StreamCreated.Equal(b.StreamCreated) && a.BucketCreated.Equal(b.BucketCreated)
 }
 
@@ -196,7 +198,7 @@ func (b *Bus) check(ctx context.Context) *State {
 	}
 	// What gets no answer is as it was.
 	st := &State{
-		Durability: old.Durability, StreamCreated: old.StreamCreated, BucketCreated: old.BucketCreated,
+		Durability: old.Durability, DuplicateWindow: old.DuplicateWindow, StreamCreated: old.StreamCreated, BucketCreated: old.BucketCreated,
 		refused: maps.Clone(old.refused), bucket: old.bucket,
 	}
 	replicas := 0 // of the stream of events, where it is known
@@ -235,7 +237,7 @@ func (s *State) warn(format string, args ...any) {
 
 func (b *Bus) lookAtStream(st *State, info *jetstream.StreamInfo) {
 	c := info.Config
-	st.Durability = b.durability(c)
+	st.Durability, st.DuplicateWindow = b.durability(c), c.Duplicates
 	if b.judge(st, c, "STREAM", b.cfg.SubjectPrefix) {
 		st.Durability = "the stream is refused: no event is stored in it"
 	}

@@ -20,7 +20,6 @@ type Admin struct {
 	state    func() *bus.State
 	lag      func() dedupe.Lag
 	spool    Spool // nil: none
-	window   time.Duration
 	draining atomic.Bool
 }
 
@@ -29,8 +28,8 @@ type Admin struct {
 // Prometheus's. An index further behind than the stream's duplicate window is
 // reported, since redeliveries may then be stored again. The spool may be nil;
 // with one that works, an outage of NATS is a warning only.
-func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, duplicateWindow time.Duration, reg prometheus.Gatherer) *Admin {
-	a := &Admin{mux: http.NewServeMux(), state: state, lag: lag, spool: spool, window: duplicateWindow}
+func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, reg prometheus.Gatherer) *Admin {
+	a := &Admin{mux: http.NewServeMux(), state: state, lag: lag, spool: spool}
 	a.mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	a.mux.HandleFunc("GET /readyz", a.readyz)
 	a.mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
@@ -83,8 +82,8 @@ func (a *Admin) readyz(w http.ResponseWriter, _ *http.Request) {
 	if a.draining.Load() {
 		r.Problems = append(r.Problems, "shutting down")
 	}
-	if lag.Oldest > a.window {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("the index is %v behind: a redelivery after more than %v may be stored again", lag.Oldest.Round(time.Second), a.window))
+	if window := st.DuplicateWindow; window > 0 && lag.Oldest > window {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the index is %v behind: a redelivery after more than %v may be stored again", lag.Oldest.Round(time.Second), window))
 	}
 	r.Ready = len(r.Problems) == 0
 	w.Header().Set("Content-Type", "application/json")

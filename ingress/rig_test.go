@@ -113,7 +113,7 @@ func newSpoolRig(t testing.TB, url string, spool bus.SpoolConfig, options ...rig
 		t.Fatal(err)
 	}
 	r.handler = h
-	r.admin = ingress.NewAdmin(r.bus.State, x.Lag, r.keeper(), cfg.DuplicateWindow, r.registry)
+	r.admin = ingress.NewAdmin(r.bus.State, x.Lag, r.keeper(), r.registry)
 	server := httptest.NewUnstartedServer(h)
 	server.Config = ingress.NewServer(h, log)
 	server.Start()

@@ -142,7 +142,7 @@ func start(ctx context.Context, cfg *config, log *slog.Logger) (_ *bridge, err e
 	if err != nil {
 		return nil, err
 	}
-	b.admin = ingress.NewAdmin(b.bus.State, indexer.Lag, spool, cfg.DuplicateWindow, registry)
+	b.admin = ingress.NewAdmin(b.bus.State, indexer.Lag, spool, registry)
 
 	b.stopBus = background(b.bus.Run)
 	undo = append(undo, b.stopBus)
