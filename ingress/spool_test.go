@@ -36,9 +36,14 @@ func outage(t *testing.T, spool bus.SpoolConfig, options ...rigOption) (r *rig, 
 	}
 }
 
+// drained waits until all that was in the spool is stored and indexed.
 func (r *rig) drained() {
 	r.t.Helper()
 	natstest.Eventually(r.t, 20*time.Second, "the spool is empty", func() bool { return r.spool.Len() == 0 && r.bus.State().Ready() })
+	natstest.Eventually(r.t, 20*time.Second, "all is indexed", func() bool {
+		c, err := r.js.Consumer(r.t.Context(), "WEBHOOKS", dedupe.IndexerName)
+		return err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0
+	})
 }
 
 func (r *rig) readiness() (int, ingress.Readiness) {
