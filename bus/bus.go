@@ -248,6 +248,9 @@ func RedactURL(list string) (string, error) {
 // JetStream returns the connection's JetStream context.
 func (b *Bus) JetStream() jetstream.JetStream { return b.js }
 
+// Connected reports whether there is a connection to NATS now.
+func (b *Bus) Connected() bool { return b.nc.IsConnected() }
+
 // Stream returns the name of the stream of events.
 func (b *Bus) Stream() string { return b.cfg.Stream }
 

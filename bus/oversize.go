@@ -24,6 +24,9 @@ const (
 	// bodiesOutlive is how much longer a body is kept than the message that
 	// names it.
 	bodiesOutlive = time.Hour
+	// bodyTimeout bounds the upload of a body, which has no acknowledgement that
+	// its sender could wait for instead.
+	bodyTimeout = 6 * time.Second
 )
 
 // reuseWithin is up to which age an object is taken for a message that is
@@ -80,11 +83,18 @@ func (b *Bus) checkBodies(ctx context.Context, st *State, stream, quarantine *je
 	if stream.Config.MaxAge == 0 || quarantine.Config.MaxAge == 0 {
 		age = 0
 	}
-	own := &State{}
+	own := &State{refused: make(map[string]string)}
 	want := b.bodiesSpec(age)
 	if info := b.ensure(ctx, own, want); info != nil {
-		if got := info.Config.MaxAge; got != 0 && (age == 0 || got < want.config.MaxAge) {
-			own.warn("stream %s: it keeps bodies for %v, less than the messages that name them; set its max_age to %v", info.Config.Name, got, want.config.MaxAge)
+		c := info.Config
+		b.judge(own, c, "STREAM", "$O."+ObjectBucket(b.cfg.Stream)+".C")
+		st.bodiesRefused = own.refused[c.Name]
+		if c.MaxAge != 0 && (age == 0 || c.MaxAge < want.config.MaxAge) {
+			own.warn("stream %s: it keeps bodies for %v, less than the messages that name them; nats stream edit %s --max-age %v", c.Name, c.MaxAge, c.Name, want.config.MaxAge)
+		}
+		if c.Replicas < stream.Config.Replicas {
+			own.warn("stream %s: it has fewer replicas (%d) than %s (%d), and a 200 for a large body is worth less; %s", c.Name, c.Replicas, b.cfg.Stream, stream.Config.Replicas,
+				b.set("STREAM_REPLICAS", c.Name, "--replicas %d", stream.Config.Replicas))
 		}
 	}
 	for _, p := range own.Problems {
@@ -102,26 +112,44 @@ func tooLarge(err error) bool {
 
 // moveBody stores the body of a message as an object with the message's id as
 // its name and puts the dataref in its place. An object of that name that an
-// attempt before has stored is used, so that nobody loses what he reads.
+// attempt before has stored is used, so that nobody loses what he reads. An
+// object counts only when it was read back: the client's upload acknowledges
+// objects that lack parts, or have them twice, when a leader changes meanwhile.
 func (b *Bus) moveBody(ctx context.Context, msg *nats.Msg) error {
-	ctx, cancel := context.WithTimeout(ctx, b.cfg.PublishTimeout)
-	defer cancel()
 	id, bucket := msg.Header.Get(jetstream.MsgIDHeader), ObjectBucket(b.cfg.Stream)
-	store, err := b.js.ObjectStore(ctx, bucket)
-	if err != nil {
+	fail := func(err error) error {
 		b.Wake()
 		return fmt.Errorf("%w: object store %s: %w", ErrUnavailable, bucket, err)
 	}
+	if reason := b.state.Load().bodiesRefused; reason != "" {
+		return fail(errors.New(reason))
+	}
+	ctx, cancel := context.WithTimeout(ctx, bodyTimeout)
+	defer cancel()
+	store, err := b.js.ObjectStore(ctx, bucket)
+	if err != nil {
+		return fail(err)
+	}
 	info, err := store.GetInfo(ctx, id)
-	if err != nil || info.Size != uint64(len(msg.Data)) || time.Since(info.ModTime) > reuseWithin {
+	stored := err == nil && time.Since(info.ModTime) < reuseWithin && b.hasBody(ctx, store, id, msg.Data)
+	for !stored {
 		chunk := uint32(min(128<<10, b.nc.MaxPayload()/2))
 		meta := jetstream.ObjectMeta{Name: id, Opts: &jetstream.ObjectMetaOptions{ChunkSize: chunk}}
 		if _, err := store.Put(ctx, meta, bytes.NewReader(msg.Data)); err != nil {
-			return fmt.Errorf("%w: object store %s: %w", ErrUnavailable, bucket, err)
+			return fail(err)
+		}
+		if stored = b.hasBody(ctx, store, id, msg.Data); !stored && ctx.Err() != nil {
+			return fail(ctx.Err())
 		}
 	}
 	failpoint.Hit("object-written")
 	msg.Header[datarefHeader] = []string{datarefScheme + bucket + "/" + id}
 	msg.Data = nil
 	return nil
+}
+
+// hasBody reads an object and compares it.
+func (b *Bus) hasBody(ctx context.Context, store jetstream.ObjectStore, id string, body []byte) bool {
+	got, err := store.GetBytes(ctx, id)
+	return err == nil && bytes.Equal(got, body)
 }

@@ -33,7 +33,9 @@ type State struct {
 	// only cannot be reached is not refused; publishing finds that out.
 	refused map[string]string
 	bucket  jetstream.KeyValue
-	changed chan struct{}
+	// bodiesRefused says why no body goes to the object store.
+	bodiesRefused string
+	changed       chan struct{}
 }
 
 // Ready reports whether there is no problem.
@@ -199,7 +201,7 @@ func (b *Bus) check(ctx context.Context) *State {
 	// What gets no answer is as it was.
 	st := &State{
 		Durability: old.Durability, DuplicateWindow: old.DuplicateWindow, StreamCreated: old.StreamCreated, BucketCreated: old.BucketCreated,
-		refused: maps.Clone(old.refused), bucket: old.bucket,
+		refused: maps.Clone(old.refused), bucket: old.bucket, bodiesRefused: old.bodiesRefused,
 	}
 	replicas := 0 // of the stream of events, where it is known
 	stream := b.ensure(ctx, st, b.streamSpec())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -104,11 +105,17 @@ type bucket struct{ bus *bus.Bus }
 
 var _ index = bucket{}
 
+// errNoBucket: there is none, or it was not seen yet.
+var errNoBucket = errors.New("dedupe: no bucket")
+
 func (b bucket) kv() (jetstream.KeyValue, error) {
+	if !b.bus.Connected() {
+		return nil, fmt.Errorf("%w: not connected to NATS", bus.ErrUnavailable)
+	}
 	if kv := b.bus.State().Bucket(); kv != nil {
 		return kv, nil
 	}
-	return nil, bus.ErrUnavailable
+	return nil, errNoBucket
 }
 
 func (b bucket) get(ctx context.Context, name string) ([]byte, uint64, error) {

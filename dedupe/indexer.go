@@ -356,8 +356,9 @@ func lastSequence(ctx context.Context, b *bus.Bus, latest *entry) (uint64, error
 	return info.State.LastSeq, nil
 }
 
-// indexedTo reports whether a sequence and all before it are indexed. The end of
-// the stream may have been deleted: then nothing is pending.
+// indexedTo reports whether a sequence and all before it are indexed. It goes by
+// what is acknowledged: of what is pending, a leader that has just been elected
+// may not know yet.
 func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
@@ -365,12 +366,7 @@ func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	info := c.CachedInfo()
-	if info.AckFloor.Stream >= last || info.NumPending > 0 || info.NumAckPending > 0 {
-		return info.AckFloor.Stream >= last, nil
-	}
-	s, err := b.JetStream().Stream(ctx, b.Stream())
-	return err == nil && s.CachedInfo().State.LastSeq >= last, err
+	return c.CachedInfo().AckFloor.Stream >= last, nil
 }
 
 // digest reports whether a name has the form of normalize.Digest.

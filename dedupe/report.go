@@ -197,6 +197,8 @@ func (r *reporting) mark(ctx context.Context) (under mark, known *entry, err err
 		failed = r.change(ctx, e.Identity.StateKey, edit)
 	}
 	switch {
+	case errors.Is(failed, bus.ErrUnavailable): // nothing can be published either
+		return ours, nil, failed
 	case failed != nil:
 		return ours, nil, fmt.Errorf("%w: %w", ErrDoubt, failed)
 	case doubt:

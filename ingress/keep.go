@@ -158,6 +158,8 @@ func (h *Handler) HandOver(ctx context.Context, item bus.Spooled) (err error) {
 		if !h.doubtSince.CompareAndSwap(0, now) && now-h.doubtSince.Load() > int64(patience) {
 			a, err = h.deliver(ctx, &item, h.dedupe.Once)
 		}
+	case errors.Is(err, bus.ErrUnavailable): // patience is for when the bus takes events
+		h.doubtSince.Store(0)
 	case err == nil && item.Event != nil && item.Event.Identity.Judged():
 		h.doubtSince.Store(0)
 	}

@@ -172,7 +172,7 @@ var (
 )
 
 const (
-	maxBody           = 60 << 20 // NATS takes messages up to 64 MiB
+	maxBody           = 31 << 20 // a NATS server's store takes messages up to 32 MiB, headers included
 	maxPublishTimeout = 5 * time.Second
 )
 
