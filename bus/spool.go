@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -47,14 +48,17 @@ type Spool struct {
 	reason atomic.Pointer[string]
 	damage atomic.Pointer[string]
 	broken atomic.Bool // to be opened anew
-	slow   atomic.Bool // to be probed
+	slow   atomic.Bool // being probed
+	probed atomic.Bool // nothing was written since
+	tight  atomic.Bool // no room on the disk: only emptied
 	full   atomic.Bool
+	probes sync.WaitGroup
 
 	mu    sync.RWMutex // the store is not closed under those who use it
 	store *spoolStore  // nil: broken
 
-	order  sync.Mutex
-	newest time.Time // receipt of what was written last
+	order  chan struct{} // holds one element while somebody writes
+	newest time.Time     // receipt of what was written last
 
 	parked map[string]time.Time // entities that wait after a failure, and until when
 }
@@ -91,7 +95,8 @@ const (
 	anySubject   = "spool.>"
 	eventSubject = "spool.event"
 	otherSubject = "spool.rejected"
-	probeBytes   = 256 << 10              // what the disk must have room for
+	probeBytes   = 256 << 10 // what the disk must have room for
+	ballastBytes = 1 << 20
 	spoolTimeout = 800 * time.Millisecond // for one write or read
 	spoolRetry   = 250 * time.Millisecond // between attempts to hand over
 	spoolPark    = 2 * time.Second        // for an entity while the bus takes others
@@ -114,7 +119,7 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 	if err != nil {
 		return nil, fmt.Errorf("BRIDGE_SPOOL_DIR: %w", err)
 	}
-	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), parked: make(map[string]time.Time)}
+	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), order: make(chan struct{}, 1), parked: make(map[string]time.Time)}
 	err = reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "bridge_spool_messages",
 		Help: "Webhooks on this machine's disk that wait for the bus.",
@@ -153,6 +158,7 @@ func (s *Spool) Warning() string {
 
 // Close closes the store and releases the directory.
 func (s *Spool) Close() {
+	s.probes.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.store != nil {
@@ -162,17 +168,31 @@ func (s *Spool) Close() {
 	s.lock.Unlock()
 }
 
-// spoolStore is the stream and the server that keeps it.
+// spoolStore is the stream and the server that keeps it. Who writes does not wait
+// for who reads: each has a connection.
 type spoolStore struct {
 	server *server.Server
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	stream jetstream.Stream
+	conns  []*nats.Conn
+	js     jetstream.JetStream // writes
+	stream jetstream.Stream    // reads and removes
+}
+
+// connect returns JetStream over a connection of its own.
+func (st *spoolStore) connect(log *slog.Logger) (jetstream.JetStream, error) {
+	nc, err := nats.Connect("", nats.InProcessServer(st.server), nats.Name("spool"), nats.NoReconnect(), nats.FlusherTimeout(time.Second),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			log.Warn("NATS client error", "component", "spool", "error", err)
+		}))
+	if err != nil {
+		return nil, err
+	}
+	st.conns = append(st.conns, nc)
+	return jetstream.New(nc, jetstream.WithPublishAsyncTimeout(apiTimeout), jetstream.WithPublishAsyncMaxPending(1<<16))
 }
 
 func (st *spoolStore) close() {
-	if st.nc != nil {
-		st.nc.Close()
+	for _, nc := range st.conns {
+		nc.Close()
 	}
 	st.server.Shutdown()
 	st.server.WaitForShutdown()
@@ -193,6 +213,7 @@ func (s *Spool) open(ctx context.Context) bool {
 		return false
 	}
 	s.store = st
+	s.probed.Store(false)
 	if err := s.countStored(ctx); err != nil {
 		s.broken.Store(true)
 		s.problem(fmt.Sprintf("opening %s fails: %v", s.cfg.Dir, err))
@@ -201,7 +222,9 @@ func (s *Spool) open(ctx context.Context) bool {
 	if n := s.Len(); n > 0 {
 		s.log.Info("the spool holds webhooks that wait for the bus", "messages", n)
 	}
-	s.problem("")
+	if !s.tight.Load() {
+		s.problem("")
+	}
 	return true
 }
 
@@ -219,7 +242,7 @@ func (s *Spool) problem(reason string) {
 }
 
 func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, err error) {
-	if err := s.probeDisk(); err != nil {
+	if err := s.makeRoom(); err != nil {
 		return nil, err
 	}
 	_, err = os.Stat(s.streamDir())
@@ -234,14 +257,11 @@ func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, err error) {
 			st.close()
 		}
 	}()
-	st.nc, err = nats.Connect("", nats.InProcessServer(st.server), nats.Name("spool"), nats.NoReconnect(),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			s.log.Warn("NATS client error", "component", "spool", "error", err)
-		}))
-	if err != nil {
+	if st.js, err = st.connect(s.log); err != nil {
 		return nil, err
 	}
-	if st.js, err = jetstream.New(st.nc, jetstream.WithPublishAsyncTimeout(apiTimeout), jetstream.WithPublishAsyncMaxPending(1<<16)); err != nil {
+	reader, err := st.connect(s.log)
+	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
@@ -249,11 +269,11 @@ func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, err error) {
 	s.noteDamage(before)
 	if existed {
 		// Made anew, it would forget what it held.
-		if _, err := st.js.Stream(ctx, spoolStream); errors.Is(err, jetstream.ErrStreamNotFound) {
+		if _, err := reader.Stream(ctx, spoolStream); errors.Is(err, jetstream.ErrStreamNotFound) {
 			return nil, errors.New("it holds a stream that cannot be read (the log says why): restore it, or move it away and lose what is in it")
 		}
 	}
-	st.stream, err = st.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+	st.stream, err = reader.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name:        spoolStream,
 		Description: "webhooks that wait for the bus",
 		Subjects:    []string{anySubject},
@@ -314,9 +334,13 @@ type spoolMeta struct {
 func (s *Spool) Put(ctx context.Context, item Spooled) error {
 	ctx, cancel := context.WithTimeout(ctx, spoolTimeout)
 	defer cancel()
-	s.mu.RLock()
+	for !s.mu.TryRLock() { // it is being opened
+		if wait(ctx, time.Millisecond); ctx.Err() != nil {
+			return fmt.Errorf("%w: spool: %w", ErrUnavailable, ctx.Err())
+		}
+	}
 	defer s.mu.RUnlock()
-	if s.store == nil || s.broken.Load() {
+	if s.store == nil || s.broken.Load() || s.slow.Load() || s.tight.Load() {
 		return fmt.Errorf("%w: %s", ErrUnavailable, s.Problem())
 	}
 	failpoint.Hit("spool-write")
@@ -324,6 +348,7 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 	err := s.write(ctx, item)
 	if err == nil {
 		failpoint.Hit("spool-written")
+		s.probed.Store(false)
 		if s.full.Swap(false) {
 			s.problem("")
 		}
@@ -356,17 +381,19 @@ func (s *Spool) add(item Spooled, n int64) {
 // write writes an item and waits for the acknowledgement. Items are judged later
 // by the time of their receipt, which must be in the order in which they stand.
 func (s *Spool) write(ctx context.Context, item Spooled) error {
-	s.order.Lock()
+	select {
+	case s.order <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	msg, received, err := item.encode(s.newest)
-	if err != nil {
-		s.order.Unlock()
-		return err
-	}
-	future, err := s.store.js.PublishMsgAsync(msg, jetstream.WithRetryAttempts(0))
+	var future jetstream.PubAckFuture
 	if err == nil {
-		s.newest = received
+		if future, err = s.store.js.PublishMsgAsync(msg, jetstream.WithRetryAttempts(0)); err == nil {
+			s.newest = received
+		}
 	}
-	s.order.Unlock()
+	<-s.order
 	if err != nil {
 		return err
 	}
@@ -380,25 +407,35 @@ func (s *Spool) write(ctx context.Context, item Spooled) error {
 	}
 }
 
-// fail has the store opened anew, or, if it only did not answer in time, probed.
-// What the matter is, its server has logged.
+// fail has the store opened anew. What only did not answer in time is probed
+// before, and nothing is written meanwhile. What the matter is, the server has
+// logged.
 func (s *Spool) fail(what string, err error) error {
-	if errors.Is(err, context.DeadlineExceeded) {
-		s.slow.Store(true)
-	} else {
+	slow := errors.Is(err, context.DeadlineExceeded) && !s.probed.Load()
+	switch {
+	case !slow:
 		s.broken.Store(true)
 		s.problem(fmt.Sprintf("%s in %s fails: %v", what, s.cfg.Dir, err))
+		s.notify()
+	case s.slow.CompareAndSwap(false, true):
+		s.problem(fmt.Sprintf("%s in %s takes too long", what, s.cfg.Dir))
+		s.probes.Go(s.probe)
 	}
-	s.notify()
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
 }
 
-// probe finds out whether the disk takes writes and the server answers.
-func (s *Spool) probe(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	_, err := s.store.stream.Info(ctx)
-	return cmp.Or(err, s.probeDisk())
+// probe finds out whether the disk takes writes.
+func (s *Spool) probe() {
+	err := s.probeDisk()
+	s.probed.Store(true)
+	if err == nil {
+		s.problem("")
+	} else {
+		s.broken.Store(true)
+		s.problem(err.Error())
+	}
+	s.slow.Store(false)
+	s.notify()
 }
 
 func (s *Spool) probeDisk() error {
@@ -409,6 +446,30 @@ func (s *Spool) probeDisk() error {
 	defer os.Remove(file.Name())
 	_, err = file.Write(make([]byte, probeBytes))
 	return cmp.Or(err, file.Sync(), file.Close())
+}
+
+// makeRoom looks whether the disk has room. On one that is full the spool can
+// still be emptied, which needs some, too: a file of no other use is kept for
+// that.
+func (s *Spool) makeRoom() error {
+	ballast := filepath.Join(s.cfg.Dir, "ballast")
+	full := s.probeDisk()
+	if full == nil {
+		s.tight.Store(false)
+		if info, err := os.Stat(ballast); err == nil && info.Size() == ballastBytes {
+			return nil
+		}
+		return os.WriteFile(ballast, make([]byte, ballastBytes), 0o600)
+	}
+	if !errors.Is(full, syscall.ENOSPC) {
+		return full
+	}
+	s.tight.Store(true)
+	s.problem(full.Error())
+	if err := os.Remove(ballast); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func (s *Spool) notify() {
@@ -479,11 +540,6 @@ func decodeSpooled(msg *jetstream.RawStreamMsg) Spooled {
 func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled) error) {
 	limit := spoolBatch
 	for ctx.Err() == nil {
-		if s.slow.Swap(false) && !s.broken.Load() {
-			if err := s.probe(ctx); err != nil && ctx.Err() == nil {
-				s.fail("writing", err)
-			}
-		}
 		if s.broken.Load() && !s.open(ctx) {
 			wait(ctx, spoolReopen)
 			continue
@@ -492,13 +548,16 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 		if n > 0 && s.full.Swap(false) {
 			s.problem("")
 		}
+		if s.tight.Load() && s.makeRoom() == nil && !s.tight.Load() {
+			s.problem("")
+		}
 		limit = spoolBatch
 		switch {
 		case errors.Is(err, ErrUnavailable):
 			limit = 1 // one is enough to find out
 			wait(ctx, spoolRetry)
 		case n > 0:
-		case err != nil, len(s.parked) > 0:
+		case err != nil, len(s.parked) > 0, s.tight.Load():
 			wait(ctx, spoolRetry)
 		default:
 			s.recount(ctx)

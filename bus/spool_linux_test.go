@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -74,4 +75,35 @@ func TestSpoolOnAFullDisk(t *testing.T) {
 	if n := len(got.get()); n < stored {
 		t.Errorf("%d handed over, want %d", n, stored)
 	}
+}
+
+// A spool that has filled its own disk is emptied all the same.
+func TestSpoolThatFilledItsDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Skipf("no file system can be mounted here: %v", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	s := openSpool(t, spoolConfig(filepath.Join(dir, "spool")))
+	defer s.Close()
+	stored := 0
+	for range 1000 {
+		e := entityEvent(t, fmt.Sprint(stored, strings.Repeat("x", 30_000)), stored)
+		if err := s.Put(t.Context(), bus.Spooled{Event: e}); err != nil {
+			break
+		}
+		stored++
+	}
+	if stored < 100 || stored == 1000 {
+		t.Fatalf("%d stored", stored)
+	}
+	var got handed
+	stop := s.run(got.take)
+	defer stop()
+	natstest.Eventually(t, within, "the spool is empty", func() bool { return s.Len() == 0 })
+	natstest.Eventually(t, within, "no problem", func() bool { return s.Problem() == "" })
+	if n := len(got.get()); n < stored {
+		t.Errorf("%d handed over, want %d", n, stored)
+	}
+	mustPut(t, s, bus.Spooled{Event: newEvent(t, 1)})
 }
