@@ -52,6 +52,7 @@ type Spool struct {
 	probed atomic.Bool // nothing was written since
 	tight  atomic.Bool // no room on the disk: only emptied
 	full   atomic.Bool
+	moving atomic.Bool // the bus takes what is handed over
 	probes sync.WaitGroup
 
 	mu    sync.RWMutex // the store is not closed under those who use it
@@ -103,6 +104,7 @@ const (
 	spoolReopen  = time.Second
 	longestWait  = 10 * time.Second // of a request, so that a clock may be set back
 	spoolWorkers = 16
+	spoolFew     = 64 // events
 	// What is read ahead, and so may be handed over at the same time.
 	spoolBatch      = 512
 	spoolScan       = 8 * spoolBatch // what is looked through for it
@@ -138,6 +140,21 @@ func (s *Spool) Len() int { return int(s.count.Load()) }
 // Events returns how many of them are events. As long as there are any, new ones
 // must go behind them.
 func (s *Spool) Events() int { return int(s.events.Load()) }
+
+// Empty reports whether there are none. For the last few, while they leave, it
+// waits: else those who come one after the other as fast as they leave would keep
+// the spool in use for ever.
+func (s *Spool) Empty(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, spoolRetry)
+	defer cancel()
+	for s.Events() > 0 {
+		if !s.moving.Load() || s.Events() > spoolFew || ctx.Err() != nil {
+			return false
+		}
+		wait(ctx, time.Millisecond)
+	}
+	return true
+}
 
 // Problem says why the spool takes nothing; it is empty if it does.
 func (s *Spool) Problem() string {
@@ -545,6 +562,7 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 			continue
 		}
 		n, err := s.drain(ctx, limit, handOver)
+		s.moving.Store(n > 0 && !errors.Is(err, ErrUnavailable))
 		if n > 0 && s.full.Swap(false) {
 			s.problem("")
 		}

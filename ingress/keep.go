@@ -17,9 +17,10 @@ import (
 // Spool keeps what the bus cannot take, as [bus.Spool] does.
 type Spool interface {
 	Put(context.Context, bus.Spooled) error
-	// Len returns how many wait in it, and Events how many of them are events.
+	// Len returns how many wait in it.
 	Len() int
-	Events() int
+	// Empty reports whether no event waits in it.
+	Empty(context.Context) bool
 	// Problem says why it takes nothing; it is empty if it does.
 	Problem() string
 	// Warning says what damage may have been done to what it held.
@@ -44,7 +45,7 @@ func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time
 	once := h.dedupe.Once
 	if h.spool != nil {
 		once = h.dedupe.OnceCertain
-		if h.spool.Events() > 0 || item.Rejected != nil && h.spool.Len() > 0 {
+		if item.Event != nil && !h.spool.Empty(ctx) || item.Rejected != nil && h.spool.Len() > 0 {
 			if a, err := h.put(ctx, &item); err == nil {
 				return a
 			}
