@@ -148,9 +148,13 @@ func judge(ctx context.Context, c *cluster, s *sender, faults []event) (*verdict
 	for name, sequence := range names {
 		v.offend("not in the bucket: message %d under %s", sequence, name)
 	}
+	limited := make(map[string]bool) // what is stored late of one report concerns the next of its sequence
+	for marker, q := range s.sequences {
+		limited[marker] = slices.ContainsFunc(q.reports, func(o *occurrence) bool { return o.limit(spool, faults) > 0 })
+	}
 	for _, o := range s.all { // in the order of sending
 		if sent := units[o.unit]; sent[0] == o {
-			v.count(sent, found[o.unit], spool)
+			v.count(sent, found[o.unit], spool, limited[o.marker])
 		}
 	}
 	for marker, q := range s.sequences {
@@ -161,7 +165,7 @@ func judge(ctx context.Context, c *cluster, s *sender, faults []event) (*verdict
 
 // count compares what was sent of one unit with what is stored of it. There is
 // more than one occurrence only of a report that was made again.
-func (v *verdict) count(sent []*occurrence, found []stored, spool bool) {
+func (v *verdict) count(sent []*occurrence, found []stored, spool, limited bool) {
 	want, limit := 0, 0
 	for _, o := range sent {
 		if o.answered() {
@@ -170,7 +174,9 @@ func (v *verdict) count(sent []*occurrence, found []stored, spool bool) {
 			v.refused++
 			v.offend("not answered 200 at the end\n%s", v.history(o, found))
 		}
-		limit += o.limit(spool, v.faults)
+		if limited {
+			limit += max(0, len(o.deliveries)-1)
+		}
 	}
 	unanswered := len(sent) - want
 	switch n := len(found); {
