@@ -428,6 +428,38 @@ func TestLargeBodyOfAnOldAttempt(t *testing.T) {
 	}
 }
 
+// An upload that broke off, or that sent one part in the place of another, leaves
+// an object that cannot be read.
+func TestBrokenObjectIsWrittenAgain(t *testing.T) {
+	s := natstest.Server(t, func(o *server.Options) { o.MaxPayload = 64 << 10 })
+	b := openReady(t, external(s))
+	e := bigEvent(t, 300_000)
+	id := e.CloudEvent.ID()
+	store, err := b.JetStream().ObjectStore(t.Context(), bus.ObjectBucket("WEBHOOKS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := store.Put(t.Context(), jetstream.ObjectMeta{Name: id, Opts: &jetstream.ObjectMetaOptions{ChunkSize: 32 << 10}}, bytes.NewReader(e.CloudEvent.Data()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := b.JetStream().Stream(t.Context(), "OBJ_WEBHOOKS_BODIES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := objects.GetMsg(t.Context(), 1, jetstream.WithGetMsgSubject("$O.WEBHOOKS_BODIES.C."+info.NUID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := objects.DeleteMsg(t.Context(), m.Sequence); err != nil {
+		t.Fatal(err)
+	}
+	mustPublish(t, b, e)
+	if got, err := store.GetBytes(t.Context(), id); err != nil || !bytes.Equal(got, e.CloudEvent.Data()) {
+		t.Errorf("the object has %d bytes (%v)", len(got), err)
+	}
+}
+
 func TestBodiesAreKeptLongerThanWhatNamesThem(t *testing.T) {
 	b := openReady(t, external(natstest.Server(t)))
 	if got, want := streamInfo(t, b.JetStream(), "OBJ_WEBHOOKS_BODIES").Config.MaxAge, 721*time.Hour; got != want {
