@@ -24,8 +24,7 @@ const (
 	// bodiesOutlive is how much longer a body is kept than the message that
 	// names it.
 	bodiesOutlive = time.Hour
-	// bodyTimeout bounds the upload of a body, which has no acknowledgement that
-	// its sender could wait for instead.
+	// bodyTimeout bounds the upload of a body and its being read back.
 	bodyTimeout = 6 * time.Second
 )
 

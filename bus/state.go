@@ -277,7 +277,7 @@ func (b *Bus) lookAtQuarantine(st *State, info *jetstream.StreamInfo, replicas i
 	}
 	switch limit, full := fullness(info); {
 	case full:
-		st.warn("stream %s: its %s is reached: what cannot be understood is answered 503; %s", c.Name, limit, b.raise("QUARANTINE_MAX_BYTES", c.Name, limit))
+		st.warn("stream %s: its %s is reached: what cannot be understood is not taken, and waits in the spool or is answered 503; %s", c.Name, limit, b.raise("QUARANTINE_MAX_BYTES", c.Name, limit))
 	case limit != "":
 		st.warn("stream %s: nine tenths of its %s are used; %s", c.Name, limit, b.raise("QUARANTINE_MAX_BYTES", c.Name, limit))
 	}

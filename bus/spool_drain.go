@@ -1,0 +1,229 @@
+package bus
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/internal/failpoint"
+)
+
+// Run hands over what the spool holds until ctx ends, the oldest first: what is
+// about one entity in the order in which it came, the rest side by side. What
+// handOver returns no error for is removed. After an error it is tried again,
+// and with it what comes later about the entity; others go on. What was begun
+// when ctx ends is finished. Close comes after Run.
+func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled) error) {
+	limit := spoolBatch
+	for ctx.Err() == nil {
+		if s.broken.Load() && !s.open(ctx) {
+			wait(ctx, spoolReopen)
+			continue
+		}
+		n, err := s.drain(ctx, limit, handOver)
+		s.moving.Store(n > 0 && !errors.Is(err, ErrUnavailable))
+		if n > 0 && s.full.Swap(false) {
+			s.problem("")
+		}
+		if s.tight.Load() && s.makeRoom() == nil && !s.tight.Load() {
+			s.problem("")
+		}
+		limit = spoolBatch
+		switch {
+		case errors.Is(err, ErrUnavailable):
+			limit = 1 // one is enough to find out
+			wait(ctx, spoolRetry)
+		case n > 0:
+		case err != nil, len(s.parked) > 0, s.tight.Load():
+			wait(ctx, spoolRetry)
+		default:
+			s.recount(ctx)
+			select {
+			case <-ctx.Done():
+			case <-s.wake:
+			}
+		}
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// stored is a message of the spool.
+type stored struct {
+	sequence uint64
+	Spooled
+}
+
+// drain hands over the oldest messages, limit at most, removes what was taken,
+// and returns how many that were. After the first ErrUnavailable, which comes
+// before other errors, no more is begun.
+func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Context, Spooled) error) (n int, err error) {
+	batch, err := s.oldest(ctx, limit)
+	var order []string // of entities
+	groups := make(map[string][]stored)
+	for _, m := range batch {
+		key := m.entity()
+		if groups[key] == nil {
+			order = append(order, key)
+		}
+		groups[key] = append(groups[key], m)
+	}
+	var mu sync.Mutex
+	done := make(map[uint64]bool)
+	take := func(key string, m stored) bool {
+		mu.Lock()
+		stop := ctx.Err() != nil || errors.Is(err, ErrUnavailable)
+		mu.Unlock()
+		if stop {
+			return false
+		}
+		failpoint.Hit("drain")
+		failed := handOver(context.WithoutCancel(ctx), m.Spooled)
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case failed == nil:
+			failpoint.Hit("drain-stored")
+			done[m.sequence] = true
+		case errors.Is(failed, ErrUnavailable):
+			err = failed
+			s.parked[key] = time.Now().Add(spoolPark)
+		default:
+			err = cmp.Or(err, failed)
+			s.parked[key] = time.Now().Add(spoolRetry)
+		}
+		return failed == nil
+	}
+	var wg sync.WaitGroup
+	places := make(chan struct{}, spoolWorkers)
+	for _, key := range order {
+		places <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-places }()
+			for _, m := range groups[key] {
+				if !take(key, m) {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return len(done), cmp.Or(s.remove(batch, done), err)
+}
+
+// remove removes the messages of a batch that are done: those before which all
+// are, in one go.
+func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
+	defer cancel()
+	var first int
+	for first < len(batch) && done[batch[first].sequence] && len(s.parked) == 0 {
+		first++
+	}
+	if first > 0 {
+		if err := s.store.stream.Purge(ctx, jetstream.WithPurgeSequence(batch[first-1].sequence+1)); err != nil {
+			return s.fail("removing", err)
+		}
+		for _, m := range batch[:first] {
+			s.add(m.Spooled, -1)
+		}
+	}
+	for _, m := range batch[first:] {
+		if !done[m.sequence] {
+			continue
+		}
+		if err := s.store.stream.DeleteMsg(ctx, m.sequence); err != nil {
+			return s.fail("removing", err)
+		}
+		s.add(m.Spooled, -1)
+	}
+	return nil
+}
+
+// oldest reads the messages to hand over next. Those of parked entities are left
+// out. Of the reports about one thing only one is among them: after a crash,
+// what had been stored is handed over again, and a report is recognised only
+// until the next is stored.
+func (s *Spool) oldest(ctx context.Context, limit int) (batch []stored, err error) {
+	for key, until := range s.parked {
+		if time.Now().After(until) {
+			delete(s.parked, key)
+		}
+	}
+	subject := anySubject
+	if _, parked := s.parked[rejected]; parked {
+		subject = eventSubject
+	}
+	reports := make(map[string]bool)
+	next, size := uint64(1), 0
+	for range spoolScan {
+		if len(batch) == limit || size > spoolBatchBytes {
+			break
+		}
+		msg, err := s.read(ctx, next, subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			break
+		}
+		if err != nil {
+			return batch, err
+		}
+		next = msg.Sequence + 1
+		m := stored{msg.Sequence, decodeSpooled(msg)}
+		if _, parked := s.parked[m.entity()]; parked {
+			continue
+		}
+		if key := m.stateKey(); key != "" {
+			if reports[key] {
+				break
+			}
+			reports[key] = true
+		}
+		batch, size = append(batch, m), size+len(msg.Data)
+	}
+	return batch, nil
+}
+
+// read returns the first message from a sequence on.
+func (s *Spool) read(ctx context.Context, sequence uint64, subject string) (*jetstream.RawStreamMsg, error) {
+	bounded, cancel := context.WithTimeout(ctx, spoolTimeout)
+	defer cancel()
+	msg, err := s.store.stream.GetMsg(bounded, sequence, jetstream.WithGetMsgSubject(subject))
+	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) && ctx.Err() == nil {
+		return nil, s.fail("reading", err)
+	}
+	return msg, err
+}
+
+// recount brings the counts in line with the store, of which damage may have
+// taken a part.
+func (s *Spool) recount(ctx context.Context) {
+	if s.Len() == 0 {
+		return
+	}
+	s.mu.Lock() // nothing is being written
+	defer s.mu.Unlock()
+	if err := s.countStored(ctx); err != nil {
+		s.log.Warn("counting what the spool holds", "error", err)
+	}
+}
+
+func (s *Spool) countStored(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	info, err := s.store.stream.Info(ctx, jetstream.WithSubjectFilter(anySubject))
+	if err != nil {
+		return err
+	}
+	s.count.Store(int64(info.State.Msgs))
+	s.events.Store(int64(info.State.Subjects[eventSubject]))
+	return nil
+}

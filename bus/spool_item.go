@@ -1,0 +1,104 @@
+package bus
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/normalize"
+)
+
+// Spooled is what the spool holds: an event or a rejected body, and the headers
+// that an event takes along if it should be rejected yet.
+type Spooled struct {
+	Event    *normalize.Event
+	Rejected *Rejected
+	Headers  map[string]string
+}
+
+// rejected is in the place of an entity for all bodies that are no events.
+const rejected = ""
+
+// entity names what the order is kept for.
+func (s Spooled) entity() string {
+	if s.Event == nil {
+		return rejected
+	}
+	return s.Event.CloudEvent.Source() + " " + s.Event.CloudEvent.Subject()
+}
+
+// stateKey is what the order matters for even after a crash.
+func (s Spooled) stateKey() string {
+	if s.Event == nil {
+		return ""
+	}
+	return s.Event.Identity.StateKey
+}
+
+// spoolMeta is what goes with a message, in spoolHeader.
+type spoolMeta struct {
+	Provider string              `json:"provider"`
+	Received time.Time           `json:"received"`
+	Kind     string              `json:"kind,omitempty"`
+	Identity *normalize.Identity `json:"identity,omitempty"`
+	Token    string              `json:"token,omitempty"`
+	Reason   string              `json:"reason,omitempty"`
+	Headers  map[string]string   `json:"headers,omitempty"`
+}
+
+// encode makes an item the message of the spool. It was received after another
+// that was received at newest.
+func (s Spooled) encode(newest time.Time) (msg *nats.Msg, received time.Time, err error) {
+	var meta spoolMeta
+	if e := s.Event; e != nil {
+		meta = spoolMeta{Provider: e.Provider, Received: e.Received, Kind: e.Kind, Identity: &e.Identity, Token: e.Token, Headers: s.Headers}
+		if msg, err = encode(e, ""); err != nil {
+			return nil, newest, err
+		}
+	} else {
+		r := s.Rejected
+		meta = spoolMeta{Provider: r.Provider, Received: r.Received, Reason: r.Reason, Headers: r.Headers}
+		msg = &nats.Msg{Header: nats.Header{}, Data: r.Body}
+	}
+	if meta.Received.Before(newest) && newest.Sub(meta.Received) < longestWait {
+		meta.Received = newest
+	}
+	header, err := json.Marshal(meta)
+	if err != nil {
+		return nil, newest, fmt.Errorf("%w: %w", ErrNotPublishable, err)
+	}
+	msg.Subject = otherSubject
+	if s.Event != nil {
+		msg.Subject = eventSubject
+	}
+	msg.Header[spoolHeader] = []string{string(header)}
+	return msg, meta.Received, nil
+}
+
+// decodeSpooled reads what encode has written. What cannot be read is for the
+// quarantine.
+func decodeSpooled(msg *jetstream.RawStreamMsg) Spooled {
+	var meta spoolMeta
+	err := json.Unmarshal([]byte(msg.Header.Get(spoolHeader)), &meta)
+	if err == nil && meta.Reason == "" && meta.Identity != nil {
+		ce, err := Decode(msg.Header, msg.Data)
+		if err == nil {
+			return Spooled{Event: &normalize.Event{
+				CloudEvent: ce, Provider: meta.Provider, Kind: meta.Kind,
+				Identity: *meta.Identity, Token: meta.Token, Received: meta.Received,
+			}, Headers: meta.Headers}
+		}
+	}
+	received := meta.Received
+	if received.IsZero() {
+		received = msg.Time
+	}
+	return Spooled{Rejected: &Rejected{
+		Provider: cmp.Or(meta.Provider, "unknown"), Reason: cmp.Or(meta.Reason, "not_publishable"),
+		Body: msg.Data, Received: received, Headers: meta.Headers,
+	}}
+}

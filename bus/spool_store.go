@@ -1,0 +1,215 @@
+package bus
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// spoolStore is the stream and the server that keeps it. Who writes does not wait
+// for who reads: each has a connection.
+type spoolStore struct {
+	server *server.Server
+	conns  []*nats.Conn
+	js     jetstream.JetStream // writes
+	stream jetstream.Stream    // reads and removes
+}
+
+// connect returns JetStream over a connection of its own.
+func (st *spoolStore) connect(log *slog.Logger) (jetstream.JetStream, error) {
+	nc, err := nats.Connect("", nats.InProcessServer(st.server), nats.Name("spool"), nats.NoReconnect(), nats.FlusherTimeout(time.Second),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			log.Warn("NATS client error", "component", "spool", "error", err)
+		}))
+	if err != nil {
+		return nil, err
+	}
+	st.conns = append(st.conns, nc)
+	return jetstream.New(nc, jetstream.WithPublishAsyncTimeout(apiTimeout), jetstream.WithPublishAsyncMaxPending(1<<16))
+}
+
+func (st *spoolStore) close() {
+	for _, nc := range st.conns {
+		nc.Close()
+	}
+	st.server.Shutdown()
+	st.server.WaitForShutdown()
+}
+
+// open opens the store anew. It reports whether that worked.
+func (s *Spool) open(ctx context.Context) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.store != nil {
+		s.store.close()
+		s.store = nil
+	}
+	st, err := s.openStore(ctx)
+	s.broken.Store(err != nil)
+	if err != nil {
+		s.problem(fmt.Sprintf("opening %s fails: %v", s.cfg.Dir, err))
+		return false
+	}
+	s.store = st
+	s.probed.Store(false)
+	if err := s.countStored(ctx); err != nil {
+		s.broken.Store(true)
+		s.problem(fmt.Sprintf("opening %s fails: %v", s.cfg.Dir, err))
+		return false
+	}
+	if n := s.Len(); n > 0 {
+		s.log.Info("the spool holds webhooks that wait for the bus", "messages", n)
+	}
+	if !s.tight.Load() {
+		s.problem("")
+	}
+	return true
+}
+
+// problem keeps and logs what is new.
+func (s *Spool) problem(reason string) {
+	old := s.reason.Load()
+	switch {
+	case reason == "" && old != nil:
+		s.log.Info("the spool works again")
+		s.reason.Store(nil)
+	case reason != "" && (old == nil || *old != reason):
+		s.log.Error("the spool takes nothing", "dir", s.cfg.Dir, "problem", reason)
+		s.reason.Store(&reason)
+	}
+}
+
+func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, err error) {
+	if err := s.makeRoom(); err != nil {
+		return nil, err
+	}
+	_, err = os.Stat(s.streamDir())
+	existed, before := err == nil, s.blocks()
+	st := &spoolStore{}
+	st.server, err = startServer(serverConfig{name: "spool", dir: s.cfg.Dir, maxBody: s.cfg.MaxBody}, s.log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			st.close()
+		}
+	}()
+	if st.js, err = st.connect(s.log); err != nil {
+		return nil, err
+	}
+	reader, err := st.connect(s.log)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	s.noteDamage(before)
+	if existed {
+		// Made anew, it would forget what it held.
+		if _, err := reader.Stream(ctx, spoolStream); errors.Is(err, jetstream.ErrStreamNotFound) {
+			return nil, errors.New("it holds a stream that cannot be read (the log says why): restore it, or move it away and lose what is in it")
+		}
+	}
+	st.stream, err = reader.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		Name:        spoolStream,
+		Description: "webhooks that wait for the bus",
+		Subjects:    []string{anySubject},
+		Storage:     jetstream.FileStorage,
+		MaxBytes:    s.cfg.MaxBytes,
+		Discard:     jetstream.DiscardNew,
+		AllowDirect: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+// blocks returns the sizes of the files that hold the messages.
+func (s *Spool) blocks() map[string]int64 {
+	sizes := make(map[string]int64)
+	files, _ := filepath.Glob(filepath.Join(s.streamDir(), "msgs", "*.blk"))
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil {
+			sizes[file] = info.Size()
+		}
+	}
+	return sizes
+}
+
+func (s *Spool) streamDir() string {
+	return filepath.Join(s.cfg.Dir, server.JetStreamStoreDir, "$G", "streams", spoolStream)
+}
+
+// noteDamage says what the server has cut off because it could not be read; it
+// does so without a word.
+func (s *Spool) noteDamage(before map[string]int64) {
+	after, lost := s.blocks(), int64(0)
+	for file, size := range before {
+		lost += max(0, size-after[file])
+	}
+	if lost > 0 {
+		damage := fmt.Sprintf("spool: %d bytes in %s could not be read: webhooks that were answered 200 may be lost", lost, s.cfg.Dir)
+		s.log.Error(damage)
+		s.damage.Store(&damage)
+	}
+}
+
+// probe finds out whether the disk takes writes.
+func (s *Spool) probe() {
+	err := s.probeDisk()
+	s.probed.Store(true)
+	if err == nil {
+		s.problem("")
+	} else {
+		s.broken.Store(true)
+		s.problem(err.Error())
+	}
+	s.slow.Store(false)
+	s.notify()
+}
+
+func (s *Spool) probeDisk() error {
+	file, err := os.CreateTemp(s.cfg.Dir, "probe")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file.Name())
+	_, err = file.Write(make([]byte, probeBytes))
+	return cmp.Or(err, file.Sync(), file.Close())
+}
+
+// makeRoom looks whether the disk has room. On one that is full the spool can
+// still be emptied, which needs some, too: a file of no other use is kept for
+// that.
+func (s *Spool) makeRoom() error {
+	ballast := filepath.Join(s.cfg.Dir, "ballast")
+	full := s.probeDisk()
+	if full == nil {
+		s.tight.Store(false)
+		if info, err := os.Stat(ballast); err == nil && info.Size() == ballastBytes {
+			return nil
+		}
+		return os.WriteFile(ballast, make([]byte, ballastBytes), 0o600)
+	}
+	if !errors.Is(full, syscall.ENOSPC) {
+		return full
+	}
+	s.tight.Store(true)
+	s.problem(full.Error())
+	if err := os.Remove(ballast); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
