@@ -22,3 +22,11 @@ func (b *Bus) SyncAlways() bool { return b.server.JetStreamConfig().SyncAlways }
 
 // Encode encodes an event as for the stream.
 func Encode(e *normalize.Event) (*nats.Msg, error) { return encode(e, "webhooks") }
+
+// DropAll empties the store without the spool's knowledge.
+func (s *Spool) DropAll(t *testing.T) {
+	t.Helper()
+	if err := s.store.stream.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}

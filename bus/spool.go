@@ -54,7 +54,9 @@ type Spool struct {
 	order  chan struct{} // holds one element while somebody writes
 	newest time.Time     // receipt of what was written last
 
+	// Of Run only:
 	parked map[string]time.Time // entities that wait after a failure, and until when
+	unsure bool
 }
 
 const (
@@ -65,6 +67,7 @@ const (
 	probeBytes   = 256 << 10 // what the disk must have room for
 	ballastBytes = 1 << 20
 	spoolTimeout = 800 * time.Millisecond // for one write or read
+	spoolGrace   = 150 * time.Millisecond
 	spoolRetry   = 250 * time.Millisecond // between attempts to hand over
 	spoolPark    = 2 * time.Second        // for an entity while the bus takes others
 	spoolReopen  = time.Second
@@ -167,8 +170,11 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 	}
 	failpoint.Hit("spool-write")
 	s.add(item, 1)
-	err := s.write(ctx, item)
+	added, err := s.write(ctx, item)
 	if err == nil {
+		if !added {
+			s.add(item, -1)
+		}
 		failpoint.Hit("spool-written")
 		s.probed.Store(false)
 		if s.full.Swap(false) {
@@ -202,11 +208,12 @@ func (s *Spool) add(item Spooled, n int64) {
 
 // write writes an item and waits for the acknowledgement. Items are judged later
 // by the time of their receipt, which must be in the order in which they stand.
-func (s *Spool) write(ctx context.Context, item Spooled) error {
+// A copy of an event that was written lately is not added.
+func (s *Spool) write(ctx context.Context, item Spooled) (added bool, err error) {
 	select {
 	case s.order <- struct{}{}:
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	}
 	msg, received, err := item.encode(s.newest)
 	var future jetstream.PubAckFuture
@@ -217,15 +224,22 @@ func (s *Spool) write(ctx context.Context, item Spooled) error {
 	}
 	<-s.order
 	if err != nil {
-		return err
+		return false, err
 	}
 	select {
-	case <-future.Ok():
-		return nil
+	case ack := <-future.Ok():
+		return !ack.Duplicate, nil
 	case err := <-future.Err():
-		return err
+		return false, err
 	case <-ctx.Done():
-		return ctx.Err()
+	}
+	select { // a process that was stopped for a while finds both at once
+	case ack := <-future.Ok():
+		return !ack.Duplicate, nil
+	case err := <-future.Err():
+		return false, err
+	case <-time.After(spoolGrace):
+		return false, ctx.Err()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -120,28 +121,17 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 	return len(done), cmp.Or(s.remove(batch, done), err)
 }
 
-// remove removes the messages of a batch that are done: those before which all
-// are, in one go.
+// remove removes the messages of a batch that are done, one by one: a purge while
+// others are written has cost messages (nats-server 2.15.2).
 func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
 	defer cancel()
-	var first int
-	for first < len(batch) && done[batch[first].sequence] && len(s.parked) == 0 {
-		first++
-	}
-	if first > 0 {
-		if err := s.store.stream.Purge(ctx, jetstream.WithPurgeSequence(batch[first-1].sequence+1)); err != nil {
-			return s.fail("removing", err)
-		}
-		for _, m := range batch[:first] {
-			s.add(m.Spooled, -1)
-		}
-	}
-	for _, m := range batch[first:] {
+	for _, m := range batch {
 		if !done[m.sequence] {
 			continue
 		}
 		if err := s.store.stream.DeleteMsg(ctx, m.sequence); err != nil {
+			s.unsure = true
 			return s.fail("removing", err)
 		}
 		s.add(m.Spooled, -1)
@@ -203,17 +193,23 @@ func (s *Spool) read(ctx context.Context, sequence uint64, subject string) (*jet
 	return msg, err
 }
 
-// recount brings the counts in line with the store, of which damage may have
-// taken a part.
+// recount brings the counts in line with a store in which nothing was found. What
+// was written and not removed has been lost.
 func (s *Spool) recount(ctx context.Context) {
 	if s.Len() == 0 {
 		return
 	}
 	s.mu.Lock() // nothing is being written
 	defer s.mu.Unlock()
+	counted := s.Len()
 	if err := s.countStored(ctx); err != nil {
 		s.log.Warn("counting what the spool holds", "error", err)
+		return
 	}
+	if missing := counted - s.Len(); missing > 0 && !s.unsure {
+		s.damaged(fmt.Sprintf("%d messages are missing", missing))
+	}
+	s.unsure = false
 }
 
 func (s *Spool) countStored(ctx context.Context) error {

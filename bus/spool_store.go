@@ -160,10 +160,14 @@ func (s *Spool) noteDamage(before map[string]int64) {
 		lost += max(0, size-after[file])
 	}
 	if lost > 0 {
-		damage := fmt.Sprintf("spool: %d bytes in %s could not be read: webhooks that were answered 200 may be lost", lost, s.cfg.Dir)
-		s.log.Error(damage)
-		s.damage.Store(&damage)
+		s.damaged(fmt.Sprintf("%d bytes could not be read", lost))
 	}
+}
+
+func (s *Spool) damaged(how string) {
+	damage := fmt.Sprintf("spool: %s in %s: webhooks that were answered 200 may be lost", how, s.cfg.Dir)
+	s.log.Error(damage)
+	s.damage.Store(&damage)
 }
 
 // probe finds out whether the disk takes writes.

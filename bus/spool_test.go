@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -392,5 +393,81 @@ func TestSpoolKeepsTheOrderOfReceipt(t *testing.T) {
 		if item := got.get()[n]; !item.Event.Received.Equal(received.Add(want)) {
 			t.Errorf("number %d is handed over as received at %v, want %v", n, item.Event.Received, received.Add(want))
 		}
+	}
+}
+
+// What is written while others are removed stays, also when the store is opened
+// again: the server's own check of its counts finds nothing wrong.
+func TestSpoolFillsWhileItIsEmptied(t *testing.T) {
+	t.Parallel()
+	cfg := spoolConfig(t.TempDir())
+	cfg.MaxBody = 2 << 20
+	s := openSpool(t, cfg)
+	var got handed
+	var up atomic.Bool
+	stop := s.run(func(ctx context.Context, item bus.Spooled) error {
+		if !up.Load() {
+			return bus.ErrUnavailable
+		}
+		return got.take(ctx, item)
+	})
+	puts := 0
+	put := func(n int) {
+		var wg sync.WaitGroup
+		for range n {
+			text := "x"
+			if puts%50 == 0 {
+				text = strings.Repeat("x", 3<<19)
+			}
+			e := eventOf(t, "dataspike", fmt.Sprintf(`{"id":"%d","event_type":"DOCVER","payload":{"text":%q}}`, puts, text))
+			puts++
+			wg.Go(func() { mustPut(t, s, bus.Spooled{Event: e}) })
+		}
+		wg.Wait()
+	}
+	for range 6 {
+		up.Store(false)
+		put(20)
+		up.Store(true)
+		for range 10 {
+			put(4)
+		}
+		natstest.Eventually(t, within, "the spool is empty", func() bool { return s.Len() == 0 })
+	}
+	stop()
+	s.Close()
+	if n := len(got.get()); n != puts {
+		t.Errorf("%d handed over, want %d", n, puts)
+	}
+	again := openSpool(t, cfg)
+	defer again.Close()
+	if w := again.Warning(); w != "" || s.logged("inconsistency") {
+		t.Errorf("%s\n%s", w, s.log)
+	}
+}
+
+// A copy of an event that is in the spool is not counted: it is not there.
+func TestSpoolCountsNoCopies(t *testing.T) {
+	s := openSpool(t, spoolConfig(t.TempDir()))
+	defer s.Close()
+	for range 3 {
+		mustPut(t, s, bus.Spooled{Event: entityEvent(t, "a", 1)})
+	}
+	if n := s.Len(); n != 1 {
+		t.Errorf("Len %d, want 1", n)
+	}
+}
+
+// Messages that are gone although nobody removed them are not passed over.
+func TestSpoolMissesMessages(t *testing.T) {
+	s := openSpool(t, spoolConfig(t.TempDir()))
+	defer s.Close()
+	mustPut(t, s, bus.Spooled{Event: entityEvent(t, "a", 1)})
+	s.DropAll(t)
+	stop := s.run(func(context.Context, bus.Spooled) error { return nil })
+	defer stop()
+	natstest.Eventually(t, within, "a warning", func() bool { return strings.Contains(s.Warning(), "1 messages are missing") })
+	if n := s.Len(); n != 0 {
+		t.Errorf("Len %d, want 0", n)
 	}
 }

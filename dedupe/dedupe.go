@@ -98,7 +98,7 @@ func (d *Deduper) once(ctx context.Context, e *normalize.Event, publish Publish,
 	}
 	if failpoint.ClaimFirst {
 		created, _ := d.incarnation(ctx)
-		d.remember(ctx, names, entry{Stream: created.UnixNano(), Sequence: 1, ID: e.CloudEvent.ID()})
+		d.remember(ctx, names, entry{Stream: created.UnixNano(), storedEvent: storedEvent{Sequence: 1, ID: e.CloudEvent.ID()}})
 	}
 	failpoint.Hit("looked-up")
 	ack, err := publish(ctx, e)
@@ -111,12 +111,12 @@ func (d *Deduper) once(ctx context.Context, e *normalize.Event, publish Publish,
 	if err != nil {
 		return result, nil // the indexer will do it
 	}
-	stored := entry{Stream: created.UnixNano(), Sequence: ack.Sequence, ID: result.ID}
+	stored := entry{Stream: created.UnixNano(), storedEvent: storedEvent{Sequence: ack.Sequence, ID: result.ID}}
 	d.saw(stored)
-	if ack.Duplicate { // the stored copy may have had other aliases
+	switch {
+	case ack.Duplicate: // the stored copy may have had other aliases
 		d.remember(ctx, names[1:], stored)
-	}
-	if e.Identity.StateKey != "" {
+	case e.Identity.StateKey != "":
 		d.settle(ctx, reportOf(e, stored)) // if it fails, the indexer does it
 	}
 	return result, nil

@@ -1,10 +1,12 @@
 package dedupe
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -14,47 +16,66 @@ import (
 // entry is a bucket value: where the event of a name is, or, under a state
 // key, where the report stored last is, and the report under way.
 type entry struct {
-	Stream   int64  `json:"stream,omitempty"` // creation of the stream, Unix nanoseconds
-	Sequence uint64 `json:"seq,omitempty"`    // 0: nothing stored
-	ID       string `json:"id,omitempty"`     // CloudEvents id
+	Stream int64 `json:"stream,omitempty"` // creation of the stream, Unix nanoseconds
+	storedEvent
+	// Earlier holds the reports stored before, in the order of the stream. That
+	// is not the order of their receipt where one has waited in a spool.
+	Earlier []storedEvent `json:"earlier,omitempty"`
+	// Forgotten is when the latest of those that Earlier no longer holds was
+	// received, in Unix nanoseconds.
+	Forgotten int64 `json:"forgotten,omitempty"`
+	Mark      *mark `json:"mark,omitempty"`
+}
 
-	State string `json:"state,omitempty"`
-	// Received is when the latest report of State was received, in Unix
-	// nanoseconds.
-	Received int64 `json:"received,omitempty"`
-	// Other is when the latest report of another state than State was received,
-	// in Unix nanoseconds.
-	Other int64 `json:"other,omitempty"`
-	Mark  *mark `json:"mark,omitempty"`
+// storedEvent is a message of the stream.
+type storedEvent struct {
+	Sequence uint64 `json:"seq,omitempty"` // 0: nothing stored
+	ID       string `json:"id,omitempty"`  // CloudEvents id
+	// Of a report of a state:
+	State    string `json:"state,omitempty"`
+	Received int64  `json:"received,omitempty"` // Unix nanoseconds
+}
+
+// remembered is how many reports an entry holds.
+const remembered = 8
+
+// reports returns the stored reports that the entry holds, in the order of the
+// stream.
+func (e *entry) reports() []storedEvent {
+	if e.Sequence == 0 {
+		return nil
+	}
+	return append(slices.Clone(e.Earlier), e.storedEvent)
+}
+
+func byReceipt(a, b storedEvent) int {
+	return cmp.Or(cmp.Compare(a.Received, b.Received), cmp.Compare(a.Sequence, b.Sequence))
 }
 
 // record takes in a stored report, in whatever order they come, and reports
 // whether that has changed the entry.
 func (e *entry) record(r entry) (changed bool) {
-	was := *e
 	switch {
-	case e.before(r):
-		r.Mark, r.Other = e.Mark, e.otherThan(r.State)
-		if e.State == r.State {
-			r.Received = max(r.Received, e.Received)
-		}
+	case e.Stream > r.Stream: // a report of an earlier stream
+		return false
+	case e.Stream < r.Stream:
+		r.Mark = e.Mark
 		*e = r
-	case e.Stream != r.Stream: // a report of an earlier stream
-	case e.State == r.State:
-		e.Received = max(e.Received, r.Received)
-	default:
-		e.Other = max(e.Other, r.Received)
+		return true
 	}
-	return *e != was
-}
-
-// otherThan returns when the latest stored report of another state was
-// received, in Unix nanoseconds: 0 if there is none.
-func (e *entry) otherThan(state string) int64 {
-	if e.State != "" && e.State != state {
-		return max(e.Received, e.Other)
+	at, known := slices.BinarySearchFunc(e.reports(), r.Sequence, func(s storedEvent, sequence uint64) int {
+		return cmp.Compare(s.Sequence, sequence)
+	})
+	if known {
+		return false
 	}
-	return e.Other
+	all := slices.Insert(e.reports(), at, r.storedEvent)
+	if n := len(all) - remembered; n > 0 {
+		e.Forgotten = max(e.Forgotten, slices.MaxFunc(all[:n], byReceipt).Received)
+		all = all[n:]
+	}
+	e.Earlier, e.storedEvent = all[:len(all)-1], all[len(all)-1]
+	return true
 }
 
 // mark announces a report that is being published.

@@ -240,7 +240,7 @@ func (x *Indexer) write(ctx context.Context, msg jetstream.Msg, stream int64) er
 		return err
 	}
 	h := msg.Headers()
-	stored := entry{Stream: stream, Sequence: meta.Sequence.Stream, ID: h.Get(jetstream.MsgIDHeader)}
+	stored := entry{Stream: stream, storedEvent: storedEvent{Sequence: meta.Sequence.Stream, ID: h.Get(jetstream.MsgIDHeader)}}
 	key, stateKey := h.Get(bus.KeyHeader), h.Get(bus.StateKeyHeader)
 	var names []string
 	if key != "" {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/hookbus/bridge/bus"
@@ -96,7 +97,7 @@ func (r *reporting) once(ctx context.Context, publish Publish) (Result, error) {
 		failpoint.Hit("published")
 		result := Result{ID: r.event.CloudEvent.ID(), Duplicate: ack.Duplicate}
 		created, err := r.incarnation(ctx)
-		stored := entry{Stream: created.UnixNano(), Sequence: ack.Sequence, ID: result.ID}
+		stored := entry{Stream: created.UnixNano(), storedEvent: storedEvent{Sequence: ack.Sequence, ID: result.ID}}
 		if err == nil {
 			r.saw(stored)
 		}
@@ -145,7 +146,7 @@ func (r *reporting) ask(ctx context.Context, after uint64) bool {
 // mark announces the report's state and returns the mark with whose token it is
 // to be published, or the report stored last, of which it is a copy. With
 // ErrDoubt the mark is the report's own.
-func (r *reporting) mark(ctx context.Context) (under mark, known *entry, err error) {
+func (r *reporting) mark(ctx context.Context) (under mark, known *storedEvent, err error) {
 	e := r.event
 	window := r.windows.State
 	if e.Identity.Transition {
@@ -156,7 +157,7 @@ func (r *reporting) mark(ctx context.Context) (under mark, known *entry, err err
 	doubt := false
 	edit := func(last *entry) (write bool) {
 		under, known, doubt = ours, nil, false
-		if last.Mark != nil && last.Mark.Token == r.old {
+		if m := last.Mark; m != nil && (m.Token == r.old || m.Token == r.own) {
 			last.Mark = nil
 		}
 		// What was stored before the last one may have come between, too, if
@@ -165,31 +166,46 @@ func (r *reporting) mark(ctx context.Context) (under mark, known *entry, err err
 			doubt = true
 			return false
 		}
-		other := last.otherThan(e.Identity.State)
+		// What was received later says nothing about it, unless a clock is wrong.
+		reports := slices.DeleteFunc(last.reports(), func(s storedEvent) bool {
+			return s.Received > now && (r.waited || s.Sequence != last.Sequence)
+		})
+		overtaken := r.waited && len(reports) < len(last.reports())
 		copyOf := func(state string, received int64) bool {
-			return state == e.Identity.State && time.Duration(now-received).Abs() < window &&
-				(!r.waited || other <= received && received <= now)
+			return state == e.Identity.State && time.Duration(now-received).Abs() < window
 		}
-		if m := last.Mark; m != nil && copyOf(m.State, m.Received) {
-			under = *m
+		join := false // whom the mark announces
+		if m := last.Mark; m != nil {
+			between := func(s storedEvent) bool { return s.State != m.State && s.Received > m.Received }
+			switch {
+			case r.waited && m.Received > now: // it is a later one's
+				overtaken = true
+			case copyOf(m.State, m.Received) && !slices.ContainsFunc(reports, between):
+				join = true
+			default:
+				reports = nil // it may have come between
+			}
+		}
+		if n := len(reports); n > 0 && reports[n-1].State == e.Identity.State && (r.waited || !join) {
+			before := slices.MaxFunc(reports, byReceipt)
+			switch {
+			case before.Received < last.Forgotten || !copyOf(before.State, before.Received):
+			case r.waited || r.isIndexed(ctx, last.Sequence):
+				known = &reports[n-1]
+				return true
+			default:
+				if doubt = true; r.certain {
+					return false
+				}
+			}
+		}
+		if join {
+			under = *last.Mark
 			return true
 		}
-		// One that had waited may be recorded as the last though it is older.
-		overtaken := last.Received < other && other < now
-		if last.Mark == nil && !overtaken && copyOf(last.State, last.Received) {
-			if r.waited || r.isIndexed(ctx, last.Sequence) {
-				stored := *last
-				known = &stored
-				return true
-			}
-			if doubt = true; r.certain {
-				return false
-			}
+		if !overtaken {
+			last.Mark = &ours
 		}
-		if r.waited && now < max(last.Received, last.Other) {
-			return false
-		}
-		last.Mark = &ours
 		return true
 	}
 	failed := r.change(ctx, e.Identity.StateKey, edit)
