@@ -108,6 +108,7 @@ type actor struct {
 	answer     *Result // of a delivery that was answered 200
 	ended      int
 	unjudged   bool // it passed the spool
+	tried      int  // when it last began to leave the spool
 
 	spooled   *normalize.Event // what a crash leaves in the spool
 	spooledAt int
@@ -309,6 +310,9 @@ func (w *world) delivering(d *Deduper, occurrence int, spooled *normalize.Event)
 				w.step(ctx, "wait in the spool", func(*actor) { w.seen["waited in the spool"]++ })
 			}
 			e = keep()
+			w.mu.Lock()
+			a.tried = w.clock
+			w.mu.Unlock()
 			if r, err = once(ctx, e, w.publish); tries > 2 {
 				once = d.Once
 			}
@@ -494,12 +498,12 @@ func (w modelIndex) swap(ctx context.Context, name string, value []byte, revisio
 // Lost: a delivery was answered "duplicate" of a message although, when it
 // began, a later message of another state was already stored; or, from the
 // spool, of a message whose delivery began when a report of another state had been
-// received and stored since. Twice: two
-// messages report one occurrence, though nothing of another state was under way
+// received, judged and stored since. Twice: two messages report one occurrence, though nothing of another state was under way
 // from the begin of the two deliveries that stored them to the end (of one that
 // waited in the spool: to its receipt), the index was never found incomplete,
-// the second had not waited in the spool while the first was delivered elsewhere,
-// and neither passed the spool.
+// the second had not waited in the spool while the first was delivered elsewhere
+// or left another spool, no report passed the spool just before, and all was
+// stored in the order of its receipt.
 func (w *world) faults() (faults []string) {
 	if w.clock > maxSteps {
 		return []string{"it goes on for ever"}
@@ -523,7 +527,7 @@ func (w *world) faults() (faults []string) {
 		}
 		by := w.stream[sequence-1].storer
 		for _, m := range w.stream[:sequence-1] {
-			if a.spooledAt > 0 && m.event.Identity.Judged() && by.occurrence != a.occurrence && m.event.Identity.State != w.state(a.occurrence) &&
+			if a.spooledAt > 0 && m.event.Identity.Judged() && !m.storer.unjudged && by.occurrence != a.occurrence && m.event.Identity.State != w.state(a.occurrence) &&
 				a.spooledAt < m.storer.steps[0] && m.at < by.steps[0] {
 				faults = append(faults, fmt.Sprintf("lost: %s, from the spool, is answered by sequence %d, but another state came before that", a.name, sequence))
 			}
@@ -533,14 +537,24 @@ func (w *world) faults() (faults []string) {
 		return faults
 	}
 	for i, second := range w.stream[:min(len(w.stream), remembered)] { // what comes after may be forgotten
-		for _, first := range w.stream[:i] {
+		for j, first := range w.stream[:i] {
 			other := func(s string) bool { return s != w.state(first.storer.occurrence) }
 			waited := second.storer.spooledAt > 0 && second.storer.spooledAt < second.at
 			if waited && second.storer.steps[0] < first.storer.steps[0] {
 				continue // what is stored meanwhile may be another occurrence
 			}
-			if second.storer.unjudged || first.storer.unjudged && !waited {
-				continue // it was not announced, and may not be indexed yet
+			since := w.stream[j+1 : i]
+			if !waited {
+				since = w.stream[:i]
+			}
+			if !slices.IsSortedFunc(since, func(a, b message) int { return a.storer.steps[0] - b.storer.steps[0] }) {
+				continue // stored in another order than received
+			}
+			if waited && first.storer.spooledAt > 0 && second.storer.tried < first.at {
+				continue // they left two spools at the same time
+			}
+			if second.storer.unjudged || !waited && w.seen["passed the spool"] > 0 {
+				continue // what passes is not announced, and may not be indexed yet
 			}
 			until := second.at
 			if waited { // what is received later does not matter

@@ -168,7 +168,7 @@ func (r *reporting) mark(ctx context.Context) (under mark, known *storedEvent, e
 		}
 		// What was received later says nothing about it, unless a clock is wrong.
 		reports := slices.DeleteFunc(last.reports(), func(s storedEvent) bool {
-			return s.Received > now && (r.waited || s.Sequence != last.Sequence)
+			return s.Received > now && (r.waited || s.State != e.Identity.State && s.Sequence != last.Sequence)
 		})
 		overtaken := r.waited && len(reports) < len(last.reports())
 		copyOf := func(state string, received int64) bool {
@@ -180,10 +180,10 @@ func (r *reporting) mark(ctx context.Context) (under mark, known *storedEvent, e
 			switch {
 			case r.waited && m.Received > now: // it is a later one's
 				overtaken = true
-			case copyOf(m.State, m.Received) && !slices.ContainsFunc(reports, between):
-				join = true
+			case m.State != e.Identity.State: // it may have come between
+				reports = nil
 			default:
-				reports = nil // it may have come between
+				join = copyOf(m.State, m.Received) && !slices.ContainsFunc(reports, between)
 			}
 		}
 		if n := len(reports); n > 0 && reports[n-1].State == e.Identity.State && (r.waited || !join) {

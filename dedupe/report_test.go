@@ -201,6 +201,22 @@ func TestReportsThatHaveWaited(t *testing.T) {
 	want(waited(flag("after", true), 0, "d"), false)
 	want(direct(flag("after", true), 2*time.Second), false)
 
+	// A later one has passed the spool: copies are recognised all the same, and
+	// what came between is stored.
+	want(direct(flag("passed", true), 3*time.Second), false)
+	want(waited(flag("passed", true), 0, "e"), false)
+	want(waited(flag("passed", true), 500*time.Millisecond, "f"), true)
+	want(waited(flag("passed", false), time.Second, "g"), false)
+	want(waited(flag("passed", false), 2*time.Second, "h"), true)
+
+	// More came since than are remembered.
+	for i := range 10 {
+		want(direct(flag("many", i%2 == 0), time.Duration(i+2)*time.Second), false)
+	}
+	want(waited(flag("many", true), 0, "i"), false)
+	want(waited(flag("many", true), time.Second, "j"), false)                    // unclear
+	want(waited(flag("many", true), 10*time.Second+time.Millisecond, "k"), true) // of the ninth
+
 	// The acknowledgement of its first attempt was lost, and another is stored
 	// since.
 	e := b.event(flag("lost", true))
