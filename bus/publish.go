@@ -2,11 +2,8 @@ package bus
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -57,41 +54,6 @@ func (b *Bus) publishWhole(ctx context.Context, msg *nats.Msg, stream string) (A
 		return b.publish(ctx, msg, stream)
 	}
 	return ack, err
-}
-
-// Rejected is a verified body that is no event.
-type Rejected struct {
-	Provider, Reason string
-	Body             []byte
-	Received         time.Time
-	Headers          map[string]string // of the request; they are kept as Bridge-Header-<name>
-}
-
-// ID is the body's id in the quarantine: a digest of provider, reason and body.
-func (r Rejected) ID() string { return normalize.Digest("msg", r.Provider, r.Reason, string(r.Body)) }
-
-// Quarantine stores a body that cannot be published as an event, with the
-// reason. A body too large for a message goes to the object store. The errors
-// are those of [Bus.Publish].
-func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
-	sum := sha256.Sum256(r.Body)
-	msg := &nats.Msg{
-		Subject: normalize.Subject(b.cfg.QuarantinePrefix, r.Provider, r.Reason),
-		Data:    r.Body,
-		Header: nats.Header{
-			jetstream.MsgIDHeader: {r.ID()},
-			ProviderHeader:        {r.Provider},
-			ReasonHeader:          {r.Reason},
-			ReceivedHeader:        {r.Received.UTC().Format(time.RFC3339Nano)},
-			DigestHeader:          {hex.EncodeToString(sum[:])},
-			SizeHeader:            {strconv.Itoa(len(r.Body))},
-		},
-	}
-	for name, value := range r.Headers {
-		msg.Header[HeaderPrefix+name] = []string{value}
-	}
-	_, err := b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
-	return err
 }
 
 func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, error) {

@@ -227,17 +227,26 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), deadline)
 	defer cancel()
 	headers := original(r.Header)
-	event, err := e.Provider.Event(body, received)
+	event, err := newEvent(e.Provider, body, received, headers)
 	if err != nil {
 		return h.keep(ctx, bus.Spooled{Rejected: &bus.Rejected{
 			Provider: e.Provider.Name, Reason: string(reasonFor(err)), Body: body, Received: received, Headers: headers,
 		}}, deadline)
 	}
-	if trace := headers["Traceparent"]; traceparent.MatchString(trace) {
-		event.CloudEvent.SetExtension("traceparent", trace)
-	}
 	failpoint.Hit("normalized")
 	return h.keep(ctx, bus.Spooled{Event: event, Headers: headers}, deadline)
+}
+
+// newEvent makes a verified body an event.
+func newEvent(p normalize.Provider, body []byte, received time.Time, headers map[string]string) (*normalize.Event, error) {
+	e, err := p.Event(body, received)
+	if err != nil {
+		return nil, err
+	}
+	if trace := headers["Traceparent"]; traceparent.MatchString(trace) {
+		e.CloudEvent.SetExtension("traceparent", trace)
+	}
+	return e, nil
 }
 
 // traceparent is a W3C Trace Context header of version 00.

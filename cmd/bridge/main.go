@@ -33,11 +33,13 @@ const (
 
 // cli is the command line, and the process as its commands see it.
 type cli struct {
-	Serve   serveCmd   `cmd:"" default:"1" help:"Receive webhooks and publish them as events."`
-	Dev     devCmd     `cmd:"" help:"Try it all in one process, with generated secrets and every provider's samples."`
-	Send    sendCmd    `cmd:"" help:"Sign a webhook and send it as the provider would."`
-	Tail    tailCmd    `cmd:"" help:"Print events as they come."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Serve      serveCmd      `cmd:"" default:"1" help:"Receive webhooks and publish them as events."`
+	Dev        devCmd        `cmd:"" help:"Try it all in one process, with generated secrets and every provider's samples."`
+	Send       sendCmd       `cmd:"" help:"Sign a webhook and send it as the provider would."`
+	Tail       tailCmd       `cmd:"" help:"Print events as they come."`
+	Quarantine quarantineCmd `cmd:"" help:"Look after verified webhooks that could not be made events."`
+	Status     statusCmd     `cmd:"" help:"Show streams, index, quarantine, consumers and bridges on one screen."`
+	Version    versionCmd    `cmd:"" help:"Print the version."`
 
 	ctx            context.Context
 	environ        []string

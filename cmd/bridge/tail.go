@@ -15,17 +15,28 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/normalize"
 )
 
 type tailCmd struct {
-	Filter string        `help:"Only events on this subject; wildcards are * and >." placeholder:"SUBJECT"`
-	Since  time.Duration `help:"Begin with events stored this long ago, as 1h or 30m; without it, with the next one." placeholder:"D"`
-	JSON   bool          `help:"Print each event as a CloudEvent in JSON, its data included."`
+	Filter   string        `help:"Only events on this subject; wildcards are * and >." placeholder:"SUBJECT"`
+	Since    time.Duration `help:"Begin with events stored this long ago, as 1h or 30m; without it, with the next one." placeholder:"D"`
+	Provider string        `help:"Only events of this provider." placeholder:"PROVIDER"`
+	Type     string        `help:"Only events of this CloudEvents type." placeholder:"TYPE"`
+	Outcome  string        `help:"Only events with this outcome: approved, rejected, review, pending, completed or failed." placeholder:"OUTCOME"`
+	Entity   string        `help:"Only events about this entity, the CloudEvents subject." placeholder:"ENTITY"`
+	JSON     bool          `help:"Print each event as a CloudEvent in JSON, its data included."`
 }
 
 func (t *tailCmd) Run(c *cli) error {
 	if t.Since < 0 {
 		return usageError("--since must not be negative")
+	}
+	if _, known := normalize.ByName(t.Provider); t.Provider != "" && !known {
+		return usageError(fmt.Sprintf("--provider %s: it is one of %s", t.Provider, providerNames()))
+	}
+	if t.Provider != "" && t.Filter != "" {
+		return usageError("--provider and --filter exclude each other")
 	}
 	cfg, err := loadConfig(c.environ)
 	if err != nil {
@@ -64,22 +75,19 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 		return err
 	}
 	wanted := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverNewPolicy}
-	if t.Filter != "" {
+	switch {
+	case t.Filter != "":
 		wanted.FilterSubjects = []string{t.Filter}
+	case t.Provider != "":
+		wanted.FilterSubjects = []string{cfg.SubjectPrefix + "." + t.Provider + ".>"}
 	}
 	if t.Since > 0 {
 		start := time.Now().Add(-t.Since)
 		wanted.DeliverPolicy, wanted.OptStartTime = jetstream.DeliverByStartTimePolicy, &start
 	}
 	consumer, err := js.OrderedConsumer(ctx, cfg.Stream, wanted)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return fmt.Errorf("there is no stream %s on this NATS; has a bridge run on it, or should BRIDGE_STREAM be another?", cfg.Stream)
-	}
-	if errors.Is(err, nats.ErrNoResponders) {
-		err = bus.ErrNoJetStream
-	}
 	if err != nil {
-		return fmt.Errorf("stream %s: %w", cfg.Stream, err)
+		return streamError(cfg.Stream, "STREAM", err)
 	}
 	messages, err := consumer.Messages()
 	if err != nil {
@@ -108,8 +116,16 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 func (t *tailCmd) printEvent(w io.Writer, msg jetstream.Msg) error {
 	ce, err := bus.Decode(msg.Headers(), msg.Data())
 	if err != nil {
+		if t.Type+t.Outcome+t.Entity != "" {
+			return nil
+		}
 		_, err = fmt.Fprintf(w, "%s  not a CloudEvent\n", msg.Subject())
 		return err
+	}
+	outcome, _ := ce.Extensions()["outcome"].(string)
+	differs := func(wanted, has string) bool { return wanted != "" && wanted != has }
+	if differs(t.Type, ce.Type()) || differs(t.Outcome, outcome) || differs(t.Entity, ce.Subject()) {
+		return nil
 	}
 	if t.JSON {
 		return printJSON(w, ce)

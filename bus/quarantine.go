@@ -1,0 +1,198 @@
+package bus
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"iter"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/normalize"
+)
+
+// Rejected is a verified body that is no event.
+type Rejected struct {
+	Provider, Reason string
+	Body             []byte
+	Received         time.Time
+	Headers          map[string]string // of the request; they are kept as Bridge-Header-<name>
+}
+
+// ID is the body's id in the quarantine: a digest of provider, reason and body.
+func (r Rejected) ID() string { return normalize.Digest("msg", r.Provider, r.Reason, string(r.Body)) }
+
+// Quarantine stores a body that cannot be published as an event, with the
+// reason. A body too large for a message goes to the object store. The errors
+// are those of [Bus.Publish].
+func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
+	sum := sha256.Sum256(r.Body)
+	msg := &nats.Msg{
+		Subject: normalize.Subject(b.cfg.QuarantinePrefix, r.Provider, r.Reason),
+		Data:    r.Body,
+		Header: nats.Header{
+			jetstream.MsgIDHeader: {r.ID()},
+			ProviderHeader:        {r.Provider},
+			ReasonHeader:          {r.Reason},
+			ReceivedHeader:        {r.Received.UTC().Format(time.RFC3339Nano)},
+			DigestHeader:          {hex.EncodeToString(sum[:])},
+			SizeHeader:            {strconv.Itoa(len(r.Body))},
+		},
+	}
+	for name, value := range r.Headers {
+		msg.Header[HeaderPrefix+name] = []string{value}
+	}
+	_, err := b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
+	return err
+}
+
+// Quarantined is a body in the quarantine.
+type Quarantined struct {
+	Rejected        // Body is nil in a list
+	Sequence uint64 // in the quarantine's stream
+	ID       string // that the request was answered with
+	Size     int    // of the body, in bytes
+
+	dataref string
+}
+
+// QuarantineStream is the quarantine for those who look after it.
+type QuarantineStream struct {
+	js     jetstream.JetStream
+	stream jetstream.Stream
+}
+
+// OpenQuarantine finds the stream of that name. The error is
+// jetstream.ErrStreamNotFound if there is none.
+func OpenQuarantine(ctx context.Context, js jetstream.JetStream, name string) (*QuarantineStream, error) {
+	stream, err := js.Stream(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return &QuarantineStream{js: js, stream: stream}, nil
+}
+
+// All yields what is in the quarantine at the call, the oldest first, without
+// the bodies.
+func (q *QuarantineStream) All(ctx context.Context) iter.Seq2[Quarantined, error] {
+	return func(yield func(Quarantined, error) bool) {
+		info, err := q.stream.Info(ctx)
+		if err != nil {
+			yield(Quarantined{}, err)
+			return
+		}
+		if info.State.Msgs == 0 {
+			return
+		}
+		consumer, err := q.stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{HeadersOnly: true})
+		if err != nil {
+			yield(Quarantined{}, err)
+			return
+		}
+		messages, err := consumer.Messages()
+		if err != nil {
+			yield(Quarantined{}, err)
+			return
+		}
+		defer messages.Stop()
+		for {
+			next, cancel := context.WithTimeout(ctx, apiTimeout)
+			msg, err := messages.Next(jetstream.NextContext(next))
+			cancel()
+			switch {
+			case errors.Is(err, jetstream.ErrNoHeartbeat):
+				continue // the consumer is made anew where it was
+			case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+				// What was last may have been removed meanwhile.
+				if info, err := consumer.Info(ctx); err == nil && info.NumPending > 0 {
+					continue
+				}
+				return
+			case err != nil:
+				yield(Quarantined{}, err)
+				return
+			}
+			meta, err := msg.Metadata()
+			if err != nil {
+				yield(Quarantined{}, err)
+				return
+			}
+			if !yield(readQuarantined(meta.Sequence.Stream, msg.Headers(), meta.Timestamp), nil) || meta.NumPending == 0 || meta.Sequence.Stream >= info.State.LastSeq {
+				return
+			}
+		}
+	}
+}
+
+// Get returns one, with its body. The error is jetstream.ErrMsgNotFound if there
+// is none at that sequence, and jetstream.ErrObjectNotFound if its body is gone.
+func (q *QuarantineStream) Get(ctx context.Context, sequence uint64) (Quarantined, error) {
+	msg, err := q.stream.GetMsg(ctx, sequence)
+	if err != nil {
+		return Quarantined{}, err
+	}
+	item := readQuarantined(msg.Sequence, msg.Header, msg.Time)
+	if item.Body = msg.Data; item.dataref != "" {
+		item.Body, err = ReadObject(ctx, q.js, item.dataref)
+	}
+	return item, err
+}
+
+// Remove removes one for good, and its body from the object store. What is gone
+// already is no error.
+func (q *QuarantineStream) Remove(ctx context.Context, item Quarantined) error {
+	if bucket, name, ok := Dataref(item.dataref); ok {
+		store, err := q.js.ObjectStore(ctx, bucket)
+		if err == nil {
+			err = store.Delete(ctx, name)
+		}
+		if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) && !errors.Is(err, jetstream.ErrBucketNotFound) {
+			return err
+		}
+	}
+	err := q.stream.SecureDeleteMsg(ctx, item.Sequence)
+	if err != nil {
+		if _, gone := q.stream.GetMsg(ctx, item.Sequence); errors.Is(gone, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+	}
+	return err
+}
+
+func readQuarantined(sequence uint64, h nats.Header, stored time.Time) Quarantined {
+	item := Quarantined{
+		Rejected: Rejected{Provider: h.Get(ProviderHeader), Reason: h.Get(ReasonHeader), Received: stored, Headers: make(map[string]string)},
+		Sequence: sequence,
+		ID:       h.Get(jetstream.MsgIDHeader),
+		dataref:  h.Get(datarefHeader),
+	}
+	item.Size, _ = strconv.Atoi(h.Get(SizeHeader))
+	if received, err := time.Parse(time.RFC3339Nano, h.Get(ReceivedHeader)); err == nil {
+		item.Received = received
+	}
+	for name := range h {
+		if original, ok := strings.CutPrefix(name, HeaderPrefix); ok {
+			item.Headers[original] = h.Get(name)
+		}
+	}
+	return item
+}
+
+// ReadObject returns the body that a dataref names.
+func ReadObject(ctx context.Context, js jetstream.JetStream, ref string) ([]byte, error) {
+	bucket, name, ok := Dataref(ref)
+	if !ok {
+		return nil, fmt.Errorf("%q is no reference to an object", ref)
+	}
+	store, err := js.ObjectStore(ctx, bucket)
+	if err != nil {
+		return nil, err
+	}
+	return store.GetBytes(ctx, name)
+}

@@ -1,0 +1,98 @@
+package bus_test
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/natstest"
+)
+
+// list returns what is in the quarantine.
+func list(t *testing.T, q *bus.QuarantineStream) []bus.Quarantined {
+	t.Helper()
+	var items []bus.Quarantined
+	for item, err := range q.All(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		items = append(items, item)
+	}
+	return items
+}
+
+func TestQuarantineStream(t *testing.T) {
+	s := natstest.Server(t, func(o *server.Options) { o.MaxPayload = 64 << 10 })
+	b := openReady(t, external(s))
+	q, err := bus.OpenQuarantine(t.Context(), b.JetStream(), "WEBHOOKS_QUARANTINE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if items := list(t, q); len(items) != 0 {
+		t.Fatalf("%d in an empty quarantine", len(items))
+	}
+	put := []bus.Rejected{
+		{Provider: "waldo", Reason: "body_not_json", Body: []byte("\x00no\xff"), Received: received, Headers: map[string]string{"Content-Type": "text/plain"}},
+		{Provider: "dfns", Reason: "type_missing", Body: []byte("{}"), Received: received},
+		{Provider: "dfns", Reason: "type_missing", Body: []byte(strings.Repeat("x", 200<<10)), Received: received},
+	}
+	for _, r := range put {
+		if err := b.Quarantine(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	items := list(t, q)
+	if len(items) != len(put) {
+		t.Fatalf("%d in the quarantine, want %d", len(items), len(put))
+	}
+	for i, item := range items {
+		if item.Body != nil {
+			t.Errorf("%d: a list holds bodies", i)
+		}
+		got, err := q.Get(t.Context(), item.Sequence)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := put[i]
+		if got.ID != want.ID() || got.Provider != want.Provider || got.Reason != want.Reason || !got.Received.Equal(received) ||
+			got.Size != len(want.Body) || !bytes.Equal(got.Body, want.Body) || got.Headers["Content-Type"] != want.Headers["Content-Type"] {
+			t.Errorf("%d: got %+.200v", i, got)
+		}
+	}
+
+	// What is removed is gone, its body too; once more is no error.
+	large := items[2]
+	for range 2 {
+		if err := q.Remove(t.Context(), large); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := q.Get(t.Context(), large.Sequence); !errors.Is(err, jetstream.ErrMsgNotFound) {
+		t.Errorf("after its removal: %v", err)
+	}
+	objects, err := b.JetStream().ObjectStore(t.Context(), bus.ObjectBucket("WEBHOOKS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := objects.GetBytes(t.Context(), put[2].ID()); !errors.Is(err, jetstream.ErrObjectNotFound) {
+		t.Errorf("its body after its removal: %v", err)
+	}
+	if items := list(t, q); len(items) != 2 {
+		t.Errorf("%d left, want 2", len(items))
+	}
+}
+
+func TestNoQuarantine(t *testing.T) {
+	js, err := jetstream.New(natstest.Connect(t, natstest.Server(t).ClientURL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bus.OpenQuarantine(t.Context(), js, "NONE"); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,416 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/dustin/go-humanize"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/term"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/dedupe"
+	"github.com/hookbus/bridge/ingress"
+)
+
+type quarantineCmd struct {
+	Ls    quarantineLs    `cmd:"" help:"List what is in the quarantine."`
+	Show  quarantineShow  `cmd:"" help:"Print headers and body, which hold personal data."`
+	Retry quarantineRetry `cmd:"" help:"Make events of what is in the quarantine, and remove it there."`
+	Rm    quarantineRm    `cmd:"" help:"Remove from the quarantine for good."`
+}
+
+// selected is which bodies a command is about.
+type selected struct {
+	Sequence []uint64 `arg:"" optional:"" help:"Numbers, as ls shows them." placeholder:"SEQ"`
+	All      bool     `help:"All of them."`
+	Provider string   `help:"Those of this provider." placeholder:"PROVIDER"`
+	Reason   string   `help:"Those with this reason, as body_not_json or schema_violation." placeholder:"REASON"`
+}
+
+func (s selected) check() error {
+	byKind := s.Provider != "" || s.Reason != ""
+	switch {
+	case len(s.Sequence) == 0 && !s.All && !byKind:
+		return usageError("say which: numbers, --reason, --provider or --all")
+	case len(s.Sequence) > 0 && (s.All || byKind), s.All && byKind:
+		return usageError("numbers, --reason or --provider, and --all exclude each other")
+	}
+	return nil
+}
+
+// find returns what is selected, without bodies.
+func (s selected) find(ctx context.Context, cfg *config, q *bus.QuarantineStream) ([]bus.Quarantined, error) {
+	var found []bus.Quarantined
+	missing := slices.Clone(s.Sequence)
+	for item, err := range q.All(ctx) {
+		if err != nil {
+			return nil, streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
+		}
+		if i := slices.Index(missing, item.Sequence); i >= 0 {
+			missing = slices.Delete(missing, i, i+1)
+		} else if len(s.Sequence) > 0 || s.Provider != "" && s.Provider != item.Provider || s.Reason != "" && s.Reason != item.Reason {
+			continue
+		}
+		found = append(found, item)
+	}
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("there is no %d in the quarantine; bridge quarantine ls lists it", missing[0])
+	}
+	return found, nil
+}
+
+// openQuarantine connects as serve would and finds the quarantine.
+func openQuarantine(ctx context.Context, cfg *config) (_ *bus.QuarantineStream, nc *nats.Conn, err error) {
+	if nc, err = cfg.connect(); err != nil {
+		return nil, nil, err
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return nil, nil, err
+	}
+	q, err := bus.OpenQuarantine(ctx, js, cfg.QuarantineStream)
+	if err != nil {
+		nc.Close()
+		return nil, nil, streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
+	}
+	return q, nc, nil
+}
+
+// streamError says why a stream cannot be read, and what to do about it.
+func streamError(stream, variable string, err error) error {
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return fmt.Errorf("there is no stream %s on this NATS; has a bridge run on it, or should %s%s be another?", stream, envPrefix, variable)
+	case errors.Is(err, nats.ErrNoResponders):
+		err = bus.ErrNoJetStream
+	case errors.Is(err, context.DeadlineExceeded):
+		err = errors.New("no answer: JetStream has no leader, or this user may not read it (a refusal is not answered; the server's log has it)")
+	}
+	return fmt.Errorf("stream %s: %w", stream, err)
+}
+
+// quarantine does something with the quarantine of the configured NATS.
+func quarantine(c *cli, do func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error) error {
+	cfg, err := loadConfig(c.environ)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(c.ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	q, nc, err := openQuarantine(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	return do(ctx, cfg, q)
+}
+
+type quarantineLs struct {
+	Provider string `help:"Only those of this provider." placeholder:"PROVIDER"`
+	Reason   string `help:"Only those with this reason." placeholder:"REASON"`
+	JSON     bool   `help:"Print JSON, a line for each."`
+}
+
+// quarantinedJSON is a body in the quarantine, as --json shows it.
+type quarantinedJSON struct {
+	Sequence uint64            `json:"sequence"`
+	ID       string            `json:"id"`
+	Provider string            `json:"provider"`
+	Reason   string            `json:"reason"`
+	Received time.Time         `json:"received"`
+	Size     int               `json:"size"`
+	Headers  map[string]string `json:"headers,omitempty"`
+	Body     *string           `json:"body,omitempty"`
+	Base64   []byte            `json:"body_base64,omitempty"` // of a body that is no text
+}
+
+func toJSON(item bus.Quarantined) quarantinedJSON {
+	return quarantinedJSON{Sequence: item.Sequence, ID: item.ID, Provider: item.Provider, Reason: item.Reason, Received: item.Received, Size: item.Size}
+}
+
+func (l *quarantineLs) Run(c *cli) error {
+	return quarantine(c, func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error {
+		items, err := selected{Provider: l.Provider, Reason: l.Reason}.find(ctx, cfg, q)
+		if err != nil {
+			return err
+		}
+		if l.JSON {
+			for _, item := range items {
+				if err := printJSON(c.stdout, toJSON(item)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		if len(items) == 0 {
+			_, err := fmt.Fprintln(c.stdout, "There is nothing in the quarantine.")
+			return err
+		}
+		w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "SEQ\tPROVIDER\tREASON\tAGE\tSIZE\tID")
+		for _, item := range items {
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%.12s\n", item.Sequence, item.Provider, item.Reason, age(item.Received), humanize.IBytes(uint64(item.Size)), item.ID)
+		}
+		return w.Flush()
+	})
+}
+
+// age says how long ago that was, to the second.
+func age(t time.Time) string { return time.Since(t).Round(time.Second).String() }
+
+type quarantineShow struct {
+	Sequence []uint64 `arg:"" help:"Numbers, as ls shows them." placeholder:"SEQ"`
+	JSON     bool     `help:"Print JSON, a line for each."`
+}
+
+func (s *quarantineShow) Run(c *cli) error {
+	return quarantine(c, func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error {
+		for _, sequence := range s.Sequence {
+			item, err := get(ctx, cfg, q, sequence)
+			if err != nil {
+				return err
+			}
+			if err := s.print(c.stdout, item); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func get(ctx context.Context, cfg *config, q *bus.QuarantineStream, sequence uint64) (bus.Quarantined, error) {
+	item, err := q.Get(ctx, sequence)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return item, fmt.Errorf("there is no %d in the quarantine; bridge quarantine ls lists it", sequence)
+	case errors.Is(err, jetstream.ErrObjectNotFound), errors.Is(err, jetstream.ErrBucketNotFound):
+		return item, fmt.Errorf("%d: its body is no longer in the object store", sequence)
+	case err != nil:
+		return item, streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
+	}
+	return item, nil
+}
+
+func (s *quarantineShow) print(w io.Writer, item bus.Quarantined) error {
+	if s.JSON {
+		j := toJSON(item)
+		j.Headers = item.Headers
+		if text := string(item.Body); utf8.ValidString(text) {
+			j.Body = &text
+		} else {
+			j.Base64 = item.Body
+		}
+		return printJSON(w, j)
+	}
+	head := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(head, "sequence\t%d\nid\t%s\nprovider\t%s\nreason\t%s\nreceived\t%s\nsize\t%d\n",
+		item.Sequence, item.ID, item.Provider, item.Reason, item.Received.Format(time.RFC3339Nano), item.Size)
+	for _, name := range slices.Sorted(maps.Keys(item.Headers)) {
+		fmt.Fprintf(head, "%s\t%q\n", name, item.Headers[name])
+	}
+	if err := head.Flush(); err != nil {
+		return err
+	}
+	body := string(item.Body)
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		body = strings.Map(func(r rune) rune { // a terminal obeys what a sender wrote
+			if unicode.IsControl(r) && r != '\n' && r != '\t' {
+				return utf8.RuneError
+			}
+			return r
+		}, body)
+	}
+	_, err := fmt.Fprintf(w, "\n%s\n\n", body)
+	return err
+}
+
+type quarantineRetry struct {
+	selected
+	JSON bool `help:"Print JSON, a line for each."`
+}
+
+func (quarantineRetry) Help() string {
+	return "What becomes an event goes through recognition as a webhook does, and is removed from the quarantine; what does not stays there. " +
+		"BRIDGE_SCHEMA_MODE decides about events that their schema does not allow: with mark, the default, they are published."
+}
+
+// retried is what became of one.
+type retried struct {
+	Sequence uint64 `json:"sequence"`
+	Result   string `json:"result"` // accepted, duplicate or failed
+	ID       string `json:"id,omitempty"`
+	Error    string `json:"error,omitempty"`
+}
+
+func (r *quarantineRetry) Run(c *cli) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	return quarantine(c, func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error {
+		items, err := r.find(ctx, cfg, q)
+		if err != nil {
+			return err
+		}
+		if len(items) == 0 && !r.JSON {
+			_, err := fmt.Fprintln(c.stdout, "There is nothing to retry.")
+			return err
+		}
+		b, stop, err := cfg.openBus(ctx, c.stderr)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		registry := prometheus.NewRegistry()
+		d, err := dedupe.New(b, cfg.windows(), registry)
+		if err != nil {
+			return err
+		}
+		failed := 0
+		for _, item := range items {
+			done := r.one(ctx, cfg, q, item.Sequence, ingress.Retrier{Dedupe: d, Bus: b})
+			if done.Error != "" {
+				failed++
+			}
+			if r.JSON {
+				err = printJSON(c.stdout, done)
+			} else {
+				_, err = fmt.Fprintf(c.stdout, "%d  %s  %s\n", done.Sequence, done.Result, cmp.Or(done.Error, "id="+done.ID))
+			}
+			if err != nil {
+				return err
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+		if failed > 0 {
+			return fmt.Errorf("%d of %d are still in the quarantine", failed, len(items))
+		}
+		return nil
+	})
+}
+
+func (r *quarantineRetry) one(ctx context.Context, cfg *config, q *bus.QuarantineStream, sequence uint64, retrier ingress.Retrier) retried {
+	done := retried{Sequence: sequence, Result: "failed"}
+	item, err := get(ctx, cfg, q, sequence)
+	if err != nil {
+		done.Error = err.Error()
+		return done
+	}
+	result, err := retrier.Retry(ctx, item.Rejected)
+	if err != nil {
+		done.Error = err.Error()
+		return done
+	}
+	done.Result, done.ID = "accepted", result.ID
+	if result.Duplicate {
+		done.Result = "duplicate"
+	}
+	if err := q.Remove(ctx, item); err != nil {
+		done.Error = fmt.Sprintf("it is stored as an event, but could not be removed: %v", err)
+	}
+	return done
+}
+
+// busPatience is how long a command waits until events can be stored.
+const busPatience = 5 * time.Second
+
+// openBus connects to store events as serve does, without changing streams.
+func (c *config) openBus(ctx context.Context, stderr io.Writer) (*bus.Bus, func(), error) {
+	bc := c.busConfig()
+	bc.URL, bc.Manage = c.clientURL(), false
+	quiet := *c
+	quiet.LogLevel = max(c.LogLevel, slog.LevelError)
+	b, err := bus.Open(ctx, bc, quiet.logger(stderr), prometheus.NewRegistry())
+	if err != nil {
+		return nil, nil, err
+	}
+	stopRun := background(b.Run)
+	stop := func() { stopRun(); b.Close(context.Background()) }
+	ctx, cancel := context.WithTimeout(ctx, busPatience)
+	defer cancel()
+	for st := b.State(); !st.Ready(); st = b.State() {
+		select {
+		case <-st.Changed():
+		case <-ctx.Done():
+			stop()
+			return nil, nil, fmt.Errorf("events cannot be stored: %s", strings.Join(st.Problems, "; "))
+		}
+	}
+	return b, stop, nil
+}
+
+type quarantineRm struct {
+	selected
+	Yes bool `help:"Do not ask."`
+}
+
+func (r *quarantineRm) Run(c *cli) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	return quarantine(c, func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error {
+		items, err := r.find(ctx, cfg, q)
+		if err != nil {
+			return err
+		}
+		if len(items) == 0 {
+			_, err := fmt.Fprintln(c.stdout, "There is nothing to remove.")
+			return err
+		}
+		reasons := make(map[string]int)
+		for _, item := range items {
+			reasons[item.Provider+" "+item.Reason]++
+		}
+		for _, what := range slices.Sorted(maps.Keys(reasons)) {
+			fmt.Fprintf(c.stderr, "%6d  %s\n", reasons[what], what)
+		}
+		if !r.Yes {
+			if err := c.confirm(fmt.Sprintf("Remove %d for good?", len(items))); err != nil {
+				return err
+			}
+		}
+		for _, item := range items {
+			if err := q.Remove(ctx, item); err != nil {
+				return fmt.Errorf("%d: %w", item.Sequence, err)
+			}
+		}
+		_, err = fmt.Fprintf(c.stdout, "%d removed\n", len(items))
+		return err
+	})
+}
+
+// confirm asks on the terminal. Whoever is not at one has to say --yes.
+func (c *cli) confirm(question string) error {
+	if f, ok := c.stdin.(*os.File); ok && !term.IsTerminal(int(f.Fd())) {
+		return usageError("nobody can be asked here: say --yes")
+	}
+	fmt.Fprintf(c.stderr, "%s [y/N] ", question)
+	answer, err := bufio.NewReader(c.stdin).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return err
+	}
+	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
+		return errors.New("nothing was done")
+	}
+	return nil
+}

@@ -1,0 +1,354 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/dedupe"
+	"github.com/hookbus/bridge/ingress"
+	"github.com/hookbus/bridge/normalize"
+)
+
+type statusCmd struct {
+	Admin []string `help:"Admin addresses of the bridges to ask, repeatable (BRIDGE_ADMIN_ADDR by default)." placeholder:"URL"`
+	JSON  bool     `help:"Print JSON."`
+}
+
+// overview is what `bridge status` knows.
+type overview struct {
+	NATS      string           `json:"nats"`
+	Streams   []streamStatus   `json:"streams"`
+	Providers []providerStatus `json:"providers"`
+	// Index is nil if there is no indexer.
+	Index      *indexStatus      `json:"index,omitempty"`
+	Quarantine map[string]uint64 `json:"quarantine"` // by provider and reason
+	Consumers  []consumerStatus  `json:"consumers"`
+	Bridges    []bridgeStatus    `json:"bridges"`
+}
+
+type streamStatus struct {
+	Name     string    `json:"name"`
+	Messages uint64    `json:"messages"`
+	Bytes    uint64    `json:"bytes"`
+	Replicas int       `json:"replicas"`
+	Leader   string    `json:"leader,omitempty"`
+	First    time.Time `json:"first,omitzero"`
+	Last     time.Time `json:"last,omitzero"`
+	// Problem says why nothing is known of it.
+	Problem string `json:"problem,omitempty"`
+}
+
+type providerStatus struct {
+	Name   string    `json:"name"`
+	Events uint64    `json:"events"`
+	First  time.Time `json:"first,omitzero"`
+	Last   time.Time `json:"last,omitzero"`
+}
+
+type indexStatus struct {
+	Behind uint64 `json:"behind"` // messages
+}
+
+type consumerStatus struct {
+	Name        string    `json:"name"`
+	Pending     uint64    `json:"pending"`     // not delivered yet
+	Unacked     int       `json:"unacked"`     // delivered, not acknowledged
+	Redelivered int       `json:"redelivered"` // of those
+	LastActive  time.Time `json:"last_active,omitzero"`
+}
+
+type bridgeStatus struct {
+	Address  string            `json:"address"`
+	Problem  string            `json:"problem,omitempty"` // why it did not answer
+	Ready    ingress.Readiness `json:"readiness"`
+	Webhooks map[string]uint64 `json:"webhooks,omitempty"` // since its start, by result
+}
+
+// statusPatience bounds all that is asked.
+const statusPatience = 10 * time.Second
+
+func (s *statusCmd) Run(c *cli) error {
+	cfg, err := loadConfig(c.environ)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(c.ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
+	nc, err := cfg.connect()
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	st, err := readStatus(ctx, cfg, nc)
+	if err != nil {
+		return err
+	}
+	addresses := s.Admin
+	if len(addresses) == 0 {
+		addresses = []string{cfg.AdminAddr}
+	}
+	for _, a := range addresses {
+		st.Bridges = append(st.Bridges, askBridge(ctx, a))
+	}
+	if s.JSON {
+		return printJSON(c.stdout, st)
+	}
+	return st.print(c.stdout)
+}
+
+// readStatus asks NATS. Without the stream of events it fails; what else is
+// missing, it says.
+func readStatus(ctx context.Context, cfg *config, nc *nats.Conn) (*overview, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, err
+	}
+	st := &overview{NATS: fmt.Sprintf("%s, server %s", nc.ConnectedUrlRedacted(), nc.ConnectedServerVersion())}
+	stream, err := js.Stream(ctx, cfg.Stream)
+	if err != nil {
+		return nil, streamError(cfg.Stream, "STREAM", err)
+	}
+	for _, name := range []string{cfg.Stream, cfg.QuarantineStream, "KV_" + cfg.DedupeBucket, "OBJ_" + bus.ObjectBucket(cfg.Stream)} {
+		st.Streams = append(st.Streams, readStream(ctx, js, name))
+	}
+	for _, p := range normalize.Providers() {
+		ps, err := readProvider(ctx, stream, cfg.SubjectPrefix, p.Name)
+		if err != nil {
+			return nil, streamError(cfg.Stream, "STREAM", err)
+		}
+		st.Providers = append(st.Providers, ps)
+	}
+	if st.Quarantine, err = countQuarantined(ctx, js, cfg); err != nil {
+		return nil, streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
+	}
+	consumers := stream.ListConsumers(ctx)
+	for info := range consumers.Info() {
+		if info.Name == dedupe.IndexerName {
+			st.Index = &indexStatus{Behind: info.NumPending + uint64(info.NumAckPending)}
+		}
+		cs := consumerStatus{Name: info.Name, Pending: info.NumPending, Unacked: info.NumAckPending, Redelivered: info.NumRedelivered}
+		if info.Delivered.Last != nil {
+			cs.LastActive = *info.Delivered.Last
+		}
+		st.Consumers = append(st.Consumers, cs)
+	}
+	if err := consumers.Err(); err != nil {
+		return nil, streamError(cfg.Stream, "STREAM", err)
+	}
+	slices.SortFunc(st.Consumers, func(a, b consumerStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return st, nil
+}
+
+func readStream(ctx context.Context, js jetstream.JetStream, name string) streamStatus {
+	st := streamStatus{Name: name}
+	stream, err := js.Stream(ctx, name)
+	if err != nil {
+		st.Problem = err.Error()
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			st.Problem = "missing"
+		}
+		return st
+	}
+	info := stream.CachedInfo()
+	st.Messages, st.Bytes, st.Replicas = info.State.Msgs, info.State.Bytes, info.Config.Replicas
+	if info.Cluster != nil {
+		st.Leader = info.Cluster.Leader
+	}
+	if st.Messages > 0 {
+		st.First, st.Last = info.State.FirstTime, info.State.LastTime
+	}
+	return st
+}
+
+func readProvider(ctx context.Context, stream jetstream.Stream, prefix, name string) (providerStatus, error) {
+	ps := providerStatus{Name: name}
+	subject := prefix + "." + name + ".>"
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subject))
+	if err != nil {
+		return ps, err
+	}
+	for _, n := range info.State.Subjects {
+		ps.Events += n
+	}
+	if ps.Events == 0 {
+		return ps, nil
+	}
+	first, err := stream.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subject))
+	if err == nil {
+		ps.First = first.Time
+		if last, lastErr := stream.GetLastMsgForSubject(ctx, subject); lastErr == nil {
+			ps.Last = last.Time
+		} else {
+			err = lastErr
+		}
+	}
+	if errors.Is(err, jetstream.ErrMsgNotFound) { // expired meanwhile
+		err = nil
+	}
+	return ps, err
+}
+
+func countQuarantined(ctx context.Context, js jetstream.JetStream, cfg *config) (map[string]uint64, error) {
+	counts := make(map[string]uint64)
+	stream, err := js.Stream(ctx, cfg.QuarantineStream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return counts, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(cfg.QuarantinePrefix+".>"))
+	if err != nil {
+		return nil, err
+	}
+	for subject, n := range info.State.Subjects {
+		counts[strings.ReplaceAll(strings.TrimPrefix(subject, cfg.QuarantinePrefix+"."), ".", " ")] = n
+	}
+	return counts, nil
+}
+
+// askBridge asks one process for its readiness and its counts.
+func askBridge(ctx context.Context, address string) bridgeStatus {
+	base := adminURL(address)
+	st := bridgeStatus{Address: base}
+	client := &http.Client{Timeout: 3 * time.Second}
+	defer client.CloseIdleConnections()
+	get := func(path string, read func(io.Reader) error) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
+		if err != nil {
+			return err
+		}
+		response, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		return read(response.Body)
+	}
+	err := get("/readyz", func(r io.Reader) error { return json.NewDecoder(r).Decode(&st.Ready) })
+	if err == nil {
+		err = get("/metrics", func(r io.Reader) error {
+			parser := expfmt.NewTextParser(model.UTF8Validation)
+			families, err := parser.TextToMetricFamilies(r)
+			if err != nil {
+				return err
+			}
+			st.Webhooks = make(map[string]uint64)
+			for _, m := range families["bridge_webhooks_total"].GetMetric() {
+				for _, label := range m.GetLabel() {
+					if label.GetName() == "result" {
+						st.Webhooks[label.GetValue()] += uint64(m.GetCounter().GetValue())
+					}
+				}
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		st.Problem = err.Error()
+	}
+	return st
+}
+
+// adminURL completes an address as BRIDGE_ADMIN_ADDR has it.
+func adminURL(address string) string {
+	if strings.Contains(address, "://") {
+		return strings.TrimSuffix(address, "/")
+	}
+	if strings.HasPrefix(address, ":") {
+		address = "localhost" + address
+	}
+	return "http://" + address
+}
+
+func (s *overview) print(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "NATS\t%s\n", s.NATS)
+	for _, b := range s.Bridges {
+		fmt.Fprintf(w, "bridge\t%s\t%s\n", b.Address, b.summary())
+	}
+	fmt.Fprintf(w, "\nSTREAM\tMESSAGES\tSIZE\tREPLICAS\tFIRST\tLAST\n")
+	for _, st := range s.Streams {
+		if st.Problem != "" {
+			fmt.Fprintf(w, "%s\t%s\n", st.Name, st.Problem)
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%s\t%s\n", st.Name, st.Messages, humanize.IBytes(st.Bytes), st.Replicas, ago(st.First), ago(st.Last))
+	}
+	fmt.Fprintf(w, "\nPROVIDER\tEVENTS\tFIRST\tLAST\n")
+	for _, p := range s.Providers {
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", p.Name, p.Events, ago(p.First), ago(p.Last))
+	}
+	fmt.Fprintf(w, "\nCONSUMER\tPENDING\tUNACKED\tREDELIVERED\tLAST ACTIVE\n")
+	for _, c := range s.Consumers {
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\n", c.Name, c.Pending, c.Unacked, c.Redelivered, ago(c.LastActive))
+	}
+	if s.Index == nil {
+		fmt.Fprintf(w, "%s\tmissing: no bridge writes the index\n", dedupe.IndexerName)
+	}
+	if len(s.Quarantine) == 0 {
+		fmt.Fprintf(w, "\nquarantine\tempty\n")
+	} else {
+		fmt.Fprintf(w, "\nQUARANTINE\tBODIES\n")
+		for _, what := range sortedKeys(s.Quarantine) {
+			fmt.Fprintf(w, "%s\t%d\n", what, s.Quarantine[what])
+		}
+	}
+	return w.Flush()
+}
+
+// summary says in one line how a bridge is.
+func (b bridgeStatus) summary() string {
+	if b.Problem != "" {
+		return "does not answer: " + b.Problem
+	}
+	parts := []string{"ready"}
+	if !b.Ready.Ready {
+		parts = []string{"not ready: " + strings.Join(b.Ready.Problems, "; ")}
+	}
+	if n := len(b.Ready.Warnings); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d warnings", n))
+	}
+	parts = append(parts, fmt.Sprintf("index %d behind", b.Ready.IndexLagMessages))
+	if n := b.Ready.SpoolMessages; n != nil {
+		parts = append(parts, fmt.Sprintf("%d in the spool", *n))
+	}
+	for _, result := range sortedKeys(b.Webhooks) {
+		if n := b.Webhooks[result]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%s %d", result, n))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// ago says how long ago that was; nothing of no time.
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return age(t) + " ago"
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
