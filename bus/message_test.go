@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/binding"
 	"github.com/hookbus/bridge/internal/natstest"
 	"github.com/hookbus/bridge/normalize"
 )
@@ -216,7 +217,7 @@ func TestDecodeReadsWhatPublishWrites(t *testing.T) {
 				e := eventOf(t, p.Name, string(s.Body))
 				e.CloudEvent.SetDataSchema("https://example.com/schemas/" + p.Name + ".json")
 				m := message(t, b.JetStream(), b.Stream(), mustPublish(t, b, e))
-				got, err := bus.Decode(m.Header, m.Data)
+				got, err := binding.Decode(m.Header, m.Data)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -254,7 +255,7 @@ func TestPercentEncoding(t *testing.T) {
 			if got := m.Header["ce-externalid"]; !slices.Equal(got, []string{test.wire}) {
 				t.Errorf("header: got %q, want %q", got, test.wire)
 			}
-			ce, err := bus.Decode(m.Header, m.Data)
+			ce, err := binding.Decode(m.Header, m.Data)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -284,7 +285,7 @@ func TestAnyTextSurvives(t *testing.T) {
 				r.Errorf("header %s: %q", name, values[0])
 			}
 		}
-		got, err := bus.Decode(m.Header, m.Data)
+		got, err := binding.Decode(m.Header, m.Data)
 		if err != nil {
 			r.Fatal(err)
 		}
@@ -310,7 +311,7 @@ func TestDecodeErrors(t *testing.T) {
 			"ce-empty":       {},
 		}
 	}
-	if _, err := bus.Decode(good(), nil); err != nil {
+	if _, err := binding.Decode(good(), nil); err != nil {
 		t.Fatalf("Decode: %v", err)
 	}
 	for _, test := range []struct{ name, header, value, want string }{
@@ -329,7 +330,7 @@ func TestDecodeErrors(t *testing.T) {
 			if test.value != "" {
 				h[test.header] = []string{test.value}
 			}
-			_, err := bus.Decode(h, nil)
+			_, err := binding.Decode(h, nil)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("Decode: got the error %v, want one with %q", err, test.want)
 			}
@@ -338,7 +339,7 @@ func TestDecodeErrors(t *testing.T) {
 }
 
 func TestDecodeWithoutHeaders(t *testing.T) {
-	if _, err := bus.Decode(nil, []byte("{}")); err == nil {
+	if _, err := binding.Decode(nil, []byte("{}")); err == nil {
 		t.Error("Decode returns no error")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/hookbus/bridge/internal/binding"
 	"github.com/hookbus/bridge/normalize"
 )
 
@@ -85,7 +86,7 @@ func decodeSpooled(msg *jetstream.RawStreamMsg) Spooled {
 	var meta spoolMeta
 	err := json.Unmarshal([]byte(msg.Header.Get(spoolHeader)), &meta)
 	if err == nil && meta.Reason == "" && meta.Identity != nil {
-		ce, err := Decode(msg.Header, msg.Data)
+		ce, err := binding.Decode(msg.Header, msg.Data)
 		if err == nil {
 			return Spooled{Event: &normalize.Event{
 				CloudEvent: ce, Provider: meta.Provider, Kind: meta.Kind,

@@ -13,7 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/binding"
 	"github.com/hookbus/bridge/normalize"
 )
 
@@ -112,7 +112,7 @@ func tour(ctx context.Context, b *bridge, secrets map[string]string, w io.Writer
 			if err != nil {
 				return fmt.Errorf("%s %s was answered %d %s%s, but: %w", p.Name, sample.Name, d.Status, d.Result, d.Reason, err)
 			}
-			ce, err := bus.Decode(msg.Header, msg.Data)
+			ce, err := binding.Decode(msg.Header, msg.Data)
 			if err != nil {
 				return err
 			}

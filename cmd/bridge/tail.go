@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/binding"
 	"github.com/hookbus/bridge/normalize"
 )
 
@@ -114,7 +115,7 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 }
 
 func (t *tailCmd) printEvent(w io.Writer, msg jetstream.Msg) error {
-	ce, err := bus.Decode(msg.Headers(), msg.Data())
+	ce, err := binding.Decode(msg.Headers(), msg.Data())
 	if err != nil {
 		if t.Type+t.Outcome+t.Entity != "" {
 			return nil
