@@ -158,6 +158,19 @@ func TestCopyThatWasOvertakenIsStored(t *testing.T) {
 	b.knows(flag("c-1", true), r.ID)
 }
 
+// certain stores a report, once it can be told whether it is stored already.
+func certain(b *bridge, e *normalize.Event) (r dedupe.Result) {
+	b.t.Helper()
+	natstest.Eventually(b.t, within, "it can be told", func() bool {
+		var err error
+		if r, err = b.dedupe.OnceCertain(b.t.Context(), e, b.bus.Publish); err != nil && !errors.Is(err, dedupe.ErrDoubt) {
+			b.t.Fatal(err)
+		}
+		return err == nil
+	})
+	return r
+}
+
 // A report out of a spool has its token and the time of its receipt. It is a
 // copy only of a report that came before it, with no other between.
 func TestReportsThatHaveWaited(t *testing.T) {
@@ -167,11 +180,7 @@ func TestReportsThatHaveWaited(t *testing.T) {
 		t.Helper()
 		e := b.eventAt(body, at)
 		e.SetToken(token)
-		r, err := b.dedupe.OnceCertain(t.Context(), e, b.bus.Publish)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r
+		return certain(b, e)
 	}
 	direct := func(body body, at time.Duration) dedupe.Result {
 		t.Helper()
@@ -227,11 +236,7 @@ func TestReportsThatHaveWaited(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(direct(flag("lost", false), time.Second), false)
-	r, err := b.dedupe.OnceCertain(t.Context(), e, b.bus.Publish)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want(r, true)
+	want(certain(b, e), true)
 	if m := b.entry(e.Identity.StateKey).Mark; m != nil {
 		t.Errorf("mark left: %+v", m)
 	}
