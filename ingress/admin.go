@@ -12,6 +12,7 @@ import (
 
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/dedupe"
+	"github.com/hookbus/bridge/schemas"
 )
 
 // Admin answers probes and metrics on the admin listener.
@@ -25,13 +26,19 @@ type Admin struct {
 
 // NewAdmin returns the admin handler: /livez says that the process runs,
 // /readyz whether events can be stored and what a 200 is worth, /metrics is
-// Prometheus's. An index further behind than the stream's duplicate window is
+// Prometheus's, /schemas/ the JSON Schemas of the events, /asyncapi.json that
+// document. An index further behind than the stream's duplicate window is
 // reported, since redeliveries may then be stored again. The spool may be nil;
 // with one that works, an outage of NATS is a warning only.
-func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, reg prometheus.Gatherer) *Admin {
+func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, asyncapi []byte, reg prometheus.Gatherer) *Admin {
 	a := &Admin{mux: http.NewServeMux(), state: state, lag: lag, spool: spool}
 	a.mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	a.mux.HandleFunc("GET /readyz", a.readyz)
+	a.mux.Handle("GET /schemas/", http.StripPrefix("/schemas/", http.FileServerFS(schemas.FS())))
+	a.mux.HandleFunc("GET /asyncapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(asyncapi)
+	})
 	a.mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	return a
 }

@@ -74,6 +74,7 @@ type Handler struct {
 	dedupe    Deduper
 	bus       Bus
 	spool     Spool // nil: none
+	schemas   *Schemas
 	limits    Limits
 	requests  budget
 	bytes     budget
@@ -84,14 +85,16 @@ type Handler struct {
 	doubtSince atomic.Int64 // Unix nanoseconds; 0: the spool has no doubts
 }
 
-// New returns a handler for the endpoints. The spool may be nil. The clock is
+// New returns a handler for the endpoints. Spool and schemas may
+// be nil. The clock is
 // time.Now in all but tests.
-func New(endpoints []Endpoint, d Deduper, b Bus, spool Spool, limits Limits, now func() time.Time, log *slog.Logger, reg prometheus.Registerer) (*Handler, error) {
+func New(endpoints []Endpoint, d Deduper, b Bus, spool Spool, schemas *Schemas, limits Limits, now func() time.Time, log *slog.Logger, reg prometheus.Registerer) (*Handler, error) {
 	h := &Handler{
 		endpoints: make(map[string]Endpoint),
 		dedupe:    d,
 		bus:       b,
 		spool:     spool,
+		schemas:   schemas,
 		limits:    limits,
 		requests:  budget{limit: limits.MaxInFlight},
 		bytes:     budget{limit: limits.MaxInFlightBytes},
@@ -227,7 +230,7 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), deadline)
 	defer cancel()
 	headers := original(r.Header)
-	event, err := newEvent(e.Provider, body, received, headers)
+	event, err := newEvent(e.Provider, body, received, headers, h.schemas)
 	if err != nil {
 		return h.keep(ctx, bus.Spooled{Rejected: &bus.Rejected{
 			Provider: e.Provider.Name, Reason: string(reasonFor(err)), Body: body, Received: received, Headers: headers,
@@ -237,8 +240,9 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	return h.keep(ctx, bus.Spooled{Event: event, Headers: headers}, deadline)
 }
 
-// newEvent makes a verified body an event.
-func newEvent(p normalize.Provider, body []byte, received time.Time, headers map[string]string) (*normalize.Event, error) {
+// newEvent makes a verified body an event. The errors are those of
+// [normalize.Provider.Event] and [ErrSchema].
+func newEvent(p normalize.Provider, body []byte, received time.Time, headers map[string]string, schemas *Schemas) (*normalize.Event, error) {
 	e, err := p.Event(body, received)
 	if err != nil {
 		return nil, err
@@ -246,7 +250,7 @@ func newEvent(p normalize.Provider, body []byte, received time.Time, headers map
 	if trace := headers["Traceparent"]; traceparent.MatchString(trace) {
 		e.CloudEvent.SetExtension("traceparent", trace)
 	}
-	return e, nil
+	return e, schemas.check(e)
 }
 
 // traceparent is a W3C Trace Context header of version 00.

@@ -186,7 +186,7 @@ func TestFullHouse(t *testing.T) {
 		t.Fatal(err)
 	}
 	stage := held{make(chan struct{}), make(chan struct{})}
-	h, err := ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, stage, r.bus, nil,
+	h, err := ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, stage, r.bus, nil, nil,
 		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: places, MaxInFlightBytes: 64 << 20, PublishTimeout: 3 * time.Second}, time.Now, discard(), newRegistry())
 	if err != nil {
 		t.Fatal(err)

@@ -32,6 +32,7 @@ const (
 	BodyNotJSON     Reason = "body_not_json"
 	TypeMissing     Reason = "type_missing"
 	IdentityMissing Reason = "identity_missing"
+	SchemaViolation Reason = "schema_violation"
 	NotPublishable  Reason = "not_publishable"
 )
 
@@ -67,6 +68,7 @@ var reasons = []struct {
 	{normalize.ErrNoType, TypeMissing},
 	{normalize.ErrNoIdentity, IdentityMissing},
 	{normalize.ErrTypeTooLong, NotPublishable},
+	{ErrSchema, SchemaViolation},
 	{bus.ErrNotPublishable, NotPublishable},
 }
 

@@ -12,8 +12,9 @@ import (
 
 // Retrier makes events of what is in the quarantine.
 type Retrier struct {
-	Dedupe Deduper
-	Bus    Bus
+	Dedupe  Deduper
+	Bus     Bus
+	Schemas *Schemas
 }
 
 // Retry takes a rejected body through the stages after the verification, which
@@ -26,7 +27,7 @@ func (r Retrier) Retry(ctx context.Context, item bus.Rejected) (dedupe.Result, e
 	if !ok {
 		return dedupe.Result{}, fmt.Errorf("ingress: %q is no provider", item.Provider)
 	}
-	e, err := newEvent(p, item.Body, item.Received, item.Headers)
+	e, err := newEvent(p, item.Body, item.Received, item.Headers, r.Schemas)
 	if err != nil {
 		return dedupe.Result{}, err
 	}

@@ -108,12 +108,16 @@ func newSpoolRig(t testing.TB, url string, spool bus.SpoolConfig, options ...rig
 			t.Fatal(err)
 		}
 	}
-	h, err := ingress.New(endpoints, d, r.bus, r.keeper(), limits, func() time.Time { return *r.now.Load() }, log, r.registry)
+	schemas, err := ingress.NewSchemas(ingress.SchemaMark, "https://bridge.example.com", r.registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := ingress.New(endpoints, d, r.bus, r.keeper(), schemas, limits, func() time.Time { return *r.now.Load() }, log, r.registry)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.handler = h
-	r.admin = ingress.NewAdmin(r.bus.State, x.Lag, r.keeper(), r.registry)
+	r.admin = ingress.NewAdmin(r.bus.State, x.Lag, r.keeper(), []byte(`{"asyncapi":"3.0.0"}`), r.registry)
 	server := httptest.NewUnstartedServer(h)
 	server.Config = ingress.NewServer(h, log)
 	server.Start()

@@ -424,7 +424,7 @@ func TestReportPastAFullSpool(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &stuck{}
-	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, d, r.bus, s,
+	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, d, r.bus, s, nil,
 		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 8, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, func() time.Time { return *r.now.Load() }, discard(), newRegistry())
 	if err != nil {
 		t.Fatal(err)

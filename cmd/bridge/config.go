@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/url"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -68,9 +69,12 @@ type config struct {
 	ReplayTolerance  time.Duration `env:"REPLAY_TOLERANCE" envDefault:"5m" help:"how far a signed time may be from now"`
 	PublishTimeout   time.Duration `env:"PUBLISH_TIMEOUT" envDefault:"3s" help:"how long to wait for the stream's acknowledgement"`
 
-	ShutdownDelay   time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0s" help:"how long to serve on after SIGTERM, with /readyz false"`
-	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"20s" help:"bound of the shutdown after that, and of the wait for DATA_DIR and SPOOL_DIR"`
-	ManageStreams   bool          `env:"MANAGE_STREAMS" envDefault:"true" help:"false: streams and bucket are somebody else's and only checked"`
+	ShutdownDelay   time.Duration      `env:"SHUTDOWN_DELAY" envDefault:"0s" help:"how long to serve on after SIGTERM, with /readyz false"`
+	ShutdownTimeout time.Duration      `env:"SHUTDOWN_TIMEOUT" envDefault:"20s" help:"bound of the shutdown after that, and of the wait for DATA_DIR and SPOOL_DIR"`
+	SchemaMode      ingress.SchemaMode `env:"SCHEMA_MODE" envDefault:"mark" help:"what becomes of an event that its schema does not allow: mark, quarantine, or off"`
+	SchemaBaseURL   string             `env:"SCHEMA_BASE_URL" help:"where /schemas of the admin listener can be reached by consumers; it goes into dataschema"`
+
+	ManageStreams bool `env:"MANAGE_STREAMS" envDefault:"true" help:"false: streams and bucket are somebody else's and only checked"`
 
 	LogLevel  slog.Level `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error"`
 	LogFormat string     `env:"LOG_FORMAT" help:"json or text; by default text on a terminal, else json"`
@@ -251,6 +255,13 @@ func (c *config) check() (problems configError) {
 	if c.MaxInFlightBytes < 3*c.MaxBodyBytes {
 		wrong("MAX_IN_FLIGHT_BYTES", "%d is less than three times %sMAX_BODY_BYTES, which one body may take while it is read and verified", c.MaxInFlightBytes, envPrefix)
 	}
+	if !slices.Contains([]ingress.SchemaMode{ingress.SchemaMark, ingress.SchemaQuarantine, ingress.SchemaOff}, c.SchemaMode) {
+		wrong("SCHEMA_MODE", "%q is not mark, quarantine or off", c.SchemaMode)
+	}
+	if u, err := url.Parse(c.SchemaBaseURL); c.SchemaBaseURL != "" && (err != nil || !u.IsAbs() || u.Host == "" || u.RawQuery+u.Fragment != "" || u.User != nil) {
+		wrong("SCHEMA_BASE_URL", "it is no URL like https://bridge.example.com")
+	}
+	c.SchemaBaseURL = strings.TrimSuffix(c.SchemaBaseURL, "/")
 	if !slices.Contains([]string{"", "json", "text"}, c.LogFormat) {
 		wrong("LOG_FORMAT", "%q is neither json nor text", c.LogFormat)
 	}

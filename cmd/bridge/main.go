@@ -38,6 +38,7 @@ type cli struct {
 	Send       sendCmd       `cmd:"" help:"Sign a webhook and send it as the provider would."`
 	Tail       tailCmd       `cmd:"" help:"Print events as they come."`
 	Quarantine quarantineCmd `cmd:"" help:"Look after verified webhooks that could not be made events."`
+	Asyncapi   asyncapiCmd   `cmd:"" help:"Print an AsyncAPI 3 document of what is published."`
 	Status     statusCmd     `cmd:"" help:"Show streams, index, quarantine, consumers and bridges on one screen."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 

@@ -284,9 +284,14 @@ func (r *quarantineRetry) Run(c *cli) error {
 		if err != nil {
 			return err
 		}
+		schemas, err := ingress.NewSchemas(cfg.SchemaMode, cfg.SchemaBaseURL, registry)
+		if err != nil {
+			return err
+		}
+		retrier := ingress.Retrier{Dedupe: d, Bus: b, Schemas: schemas}
 		failed := 0
 		for _, item := range items {
-			done := r.one(ctx, cfg, q, item.Sequence, ingress.Retrier{Dedupe: d, Bus: b})
+			done := r.one(ctx, cfg, q, item.Sequence, retrier)
 			if done.Error != "" {
 				failed++
 			}

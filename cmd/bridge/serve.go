@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/hookbus/bridge/asyncapi"
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/dedupe"
 	"github.com/hookbus/bridge/ingress"
@@ -138,11 +139,19 @@ func start(ctx context.Context, cfg *config, log *slog.Logger) (_ *bridge, err e
 		undo = append(undo, b.spool.Close)
 		spool = b.spool
 	}
-	handler, err := ingress.New(endpoints, deduper, b.bus, spool, cfg.limits(), time.Now, log, registry)
+	schemas, err := ingress.NewSchemas(cfg.SchemaMode, cfg.SchemaBaseURL, registry)
 	if err != nil {
 		return nil, err
 	}
-	b.admin = ingress.NewAdmin(b.bus.State, indexer.Lag, spool, registry)
+	document, err := asyncapi.Document(cfg.SubjectPrefix, version)
+	if err != nil {
+		return nil, err
+	}
+	handler, err := ingress.New(endpoints, deduper, b.bus, spool, schemas, cfg.limits(), time.Now, log, registry)
+	if err != nil {
+		return nil, err
+	}
+	b.admin = ingress.NewAdmin(b.bus.State, indexer.Lag, spool, document, registry)
 
 	b.stopBus = background(b.bus.Run)
 	undo = append(undo, b.stopBus)
