@@ -13,11 +13,11 @@ COMMIT  ?= $(shell git rev-parse --verify --short HEAD 2>/dev/null || echo none)
 DATE    ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
-.PHONY: help run test lint fuzz faults soak bench build clean
+.PHONY: help run test lint fuzz faults soak bench generate check-asyncapi test-node build clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
 run: ## Try everything in one process, with an embedded NATS server
 	go run ./cmd/bridge dev
@@ -48,6 +48,17 @@ soak: ## Send webhooks for SOAK_TIME (30m) and watch what the bridge takes
 
 bench: ## Run all benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
+
+generate: ## Make the Go types of the payloads from the schemas
+	go generate ./events
+
+check-asyncapi: ## Check the AsyncAPI document with the official parser (needs Node and npm)
+	cd tools/asyncapi && npm ci --silent
+	go run ./cmd/bridge asyncapi | node tools/asyncapi/check.js
+
+test-node: ## Try the service for Node against a running bridge (needs Node and npm)
+	cd examples/node && npm ci --silent
+	go test -tags node -count=1 -run TestNodeService ./examples
 
 build: ## Build the static binary bin/bridge
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o bin/bridge ./cmd/bridge

@@ -4,19 +4,20 @@ import (
 	"context"
 	"fmt"
 	"log"
-	"net/url"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/events"
+	"github.com/hookbus/bridge/events/trusthub"
 )
 
 // consume reads every event of one provider, each until it is acknowledged. It
 // is the snippet in the README.
-func consume(ctx context.Context, natsURL string, handle func(id, typ, outcome string, body []byte) error) (stop func(), err error) {
+func consume(ctx context.Context, natsURL string, handle func(events.Event) error) (stop func(), err error) {
 	nc, err := nats.Connect(natsURL)
 	if err != nil {
 		return nil, err
@@ -34,15 +35,9 @@ func consume(ctx context.Context, natsURL string, handle func(id, typ, outcome s
 		return nil, err
 	}
 	subscription, err := consumer.Consume(func(msg jetstream.Msg) {
-		// Attributes are headers, percent-encoded where they need it.
-		h := msg.Headers()
-		typ, err := url.PathUnescape(h.Get("ce-type"))
-		body := msg.Data()
-		if ref := h.Get("ce-dataref"); err == nil && ref != "" { // too large for a message
-			body, err = object(ctx, js, ref)
-		}
+		e, err := events.Decode(ctx, js, msg)
 		if err == nil {
-			err = handle(h.Get("ce-id"), typ, h.Get("ce-outcome"), body)
+			err = handle(e)
 		}
 		if err != nil {
 			log.Print(err)
@@ -57,28 +52,14 @@ func consume(ctx context.Context, natsURL string, handle func(id, typ, outcome s
 	return func() { subscription.Stop(); nc.Close() }, nil
 }
 
-// object reads the body that a dataref names: nats-object:<bucket>/<name>.
-func object(ctx context.Context, js jetstream.JetStream, dataref string) ([]byte, error) {
-	path, ok := strings.CutPrefix(dataref, "nats-object:")
-	bucket, name, found := strings.Cut(path, "/")
-	if !ok || !found {
-		return nil, fmt.Errorf("not an object: %q", dataref)
-	}
-	store, err := js.ObjectStore(ctx, bucket)
-	if err != nil {
-		return nil, err
-	}
-	return store.GetBytes(ctx, name)
-}
-
 func Example() {
 	natsURL, shutdown := natsWithEvent()
 	defer shutdown()
 
 	done := make(chan struct{})
-	stop, err := consume(context.Background(), natsURL, func(id, typ, outcome string, body []byte) error {
-		fmt.Println(id, typ, outcome, string(body))
-		if id == "last" {
+	stop, err := consume(context.Background(), natsURL, func(e events.Event) error {
+		fmt.Println(e.ID(), e.Type(), e.Outcome(), e.Payload.(*trusthub.OnboardingEvent).SessionID)
+		if e.ID() == "last" {
 			close(done)
 		}
 		return nil
@@ -89,8 +70,8 @@ func Example() {
 	defer stop()
 	<-done
 	// Output:
-	// first com.trusthub.onboarding.auto_approved approved {"sessionId":"s-1","status":"AUTO_APPROVED"}
-	// last com.trusthub.onboarding.auto_rejected rejected {"sessionId":"s-2","status":"AUTO_REJECTED"}
+	// first com.trusthub.onboarding.auto_approved approved s-1
+	// last com.trusthub.onboarding.auto_rejected rejected s-2
 }
 
 // natsWithEvent starts a NATS server that holds two events of the bridge, one
