@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -60,7 +59,7 @@ func (devCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
-	failed := tour(ctx, b, secrets, c.stdout)
+	failed := tour(ctx, c, b, secrets)
 	if failed == nil {
 		failed = b.wait(ctx)
 	}
@@ -72,11 +71,12 @@ func (devCmd) Run(c *cli) error {
 const tourTimeout = 10 * time.Second
 
 // tour sends every sample and shows what a subscriber receives.
-func tour(ctx context.Context, b *bridge, secrets map[string]string, w io.Writer) error {
+func tour(ctx context.Context, c *cli, b *bridge, secrets map[string]string) error {
+	w := c.stdout
 	if err := b.ready(ctx); err != nil {
 		return err
 	}
-	nc, err := b.cfg.connect()
+	nc, err := c.connect(b.cfg)
 	if err != nil {
 		return err
 	}

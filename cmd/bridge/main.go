@@ -15,6 +15,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/alecthomas/kong"
+	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/term"
 
@@ -43,6 +44,7 @@ type cli struct {
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 
 	ctx            context.Context
+	cancel         context.CancelCauseFunc
 	environ        []string
 	stdin          io.Reader
 	stdout, stderr io.Writer
@@ -54,7 +56,9 @@ func main() {
 
 // run is the whole program; it returns the exit code.
 func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
-	c := &cli{ctx: ctx, environ: environ, stdin: stdin, stdout: stdout, stderr: stderr}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c := &cli{ctx: ctx, cancel: cancel, environ: environ, stdin: stdin, stdout: stdout, stderr: stderr}
 	type exit int
 	defer func() {
 		if r := recover(); r != nil {
@@ -80,8 +84,12 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 		fmt.Fprintf(stderr, "bridge: %v\nTry: bridge --help\n", err)
 		return exitUsage
 	}
+	err = command.Run(c)
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, nats.ErrPermissionViolation) {
+		err = cause // and not that nobody answered
+	}
 	var usage usageError
-	switch err := command.Run(c); {
+	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &usage):

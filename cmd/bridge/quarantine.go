@@ -78,8 +78,8 @@ func (s selected) find(ctx context.Context, cfg *config, q *bus.QuarantineStream
 }
 
 // openQuarantine connects as serve would and finds the quarantine.
-func openQuarantine(ctx context.Context, cfg *config) (_ *bus.QuarantineStream, nc *nats.Conn, err error) {
-	if nc, err = cfg.connect(); err != nil {
+func (c *cli) openQuarantine(ctx context.Context, cfg *config) (_ *bus.QuarantineStream, nc *nats.Conn, err error) {
+	if nc, err = c.connect(cfg); err != nil {
 		return nil, nil, err
 	}
 	js, err := jetstream.New(nc)
@@ -103,7 +103,7 @@ func streamError(stream, variable string, err error) error {
 	case errors.Is(err, nats.ErrNoResponders):
 		err = bus.ErrNoJetStream
 	case errors.Is(err, context.DeadlineExceeded):
-		err = errors.New("no answer: JetStream has no leader, or this user may not read it (a refusal is not answered; the server's log has it)")
+		err = errors.New("no answer: JetStream has no leader")
 	}
 	return fmt.Errorf("stream %s: %w", stream, err)
 }
@@ -116,7 +116,7 @@ func quarantine(c *cli, do func(ctx context.Context, cfg *config, q *bus.Quarant
 	}
 	ctx, stop := signal.NotifyContext(c.ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	q, nc, err := openQuarantine(ctx, cfg)
+	q, nc, err := c.openQuarantine(ctx, cfg)
 	if err != nil {
 		return err
 	}

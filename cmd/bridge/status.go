@@ -96,7 +96,7 @@ func (s *statusCmd) Run(c *cli) error {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, statusPatience)
 	defer cancel()
-	nc, err := cfg.connect()
+	nc, err := c.connect(cfg)
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func (t *tailCmd) Run(c *cli) error {
 	}
 	ctx, stop := signal.NotifyContext(c.ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	nc, err := cfg.connect()
+	nc, err := c.connect(cfg)
 	if err != nil {
 		return err
 	}
@@ -53,12 +53,18 @@ func (t *tailCmd) Run(c *cli) error {
 	return t.print(ctx, nc, cfg, c.stdout)
 }
 
-// connect reaches NATS as serve would, but gives up at once.
-func (c *config) connect() (*nats.Conn, error) {
+// connect reaches NATS as serve would, but gives up at once. What the user may
+// not do ends the command.
+func (cli *cli) connect(c *config) (*nats.Conn, error) {
 	options, err := bus.ClientOptions(c.busConfig())
 	if err != nil {
 		return nil, err
 	}
+	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			cli.cancel(fmt.Errorf("this user may not do that on NATS at %s: %w", c.shownURL(), err))
+		}
+	}))
 	if _, err := bus.RedactURL(c.clientURL()); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,28 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/hookbus/bridge/internal/natstest"
+)
+
+// Who may not read is told so, and not that nobody answers.
+func TestNoPermission(t *testing.T) {
+	s := natstest.Server(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "u", Password: "p", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.>"}},
+		}}}
+	})
+	environ := environment(t, "BRIDGE_NATS_URL="+s.ClientURL(), "BRIDGE_NATS_USER=u", "BRIDGE_NATS_PASSWORD=p")
+	for _, args := range [][]string{{"status"}, {"quarantine", "ls"}, {"tail"}} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			code, _, errs := command(t, environ, args...)
+			if code != 1 || !strings.Contains(errs, "may not") {
+				t.Errorf("exit %d: %s", code, errs)
+			}
+		})
+	}
+}
