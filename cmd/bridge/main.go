@@ -17,7 +17,6 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/term"
 
 	"github.com/hookbus/bridge/normalize"
 )
@@ -38,6 +37,7 @@ type cli struct {
 	Dev        devCmd        `cmd:"" help:"Try it all in one process, with generated secrets and every provider's samples."`
 	Send       sendCmd       `cmd:"" help:"Sign a webhook and send it as the provider would."`
 	Tail       tailCmd       `cmd:"" help:"Print events as they come."`
+	Replay     replayCmd     `cmd:"" help:"Deliver stored events again: copy them, or set a consumer back."`
 	Quarantine quarantineCmd `cmd:"" help:"Look after verified webhooks that could not be made events."`
 	Asyncapi   asyncapiCmd   `cmd:"" help:"Print an AsyncAPI 3 document of what is published."`
 	Status     statusCmd     `cmd:"" help:"Show streams, index, quarantine, consumers and bridges on one screen."`
@@ -147,7 +147,7 @@ func (c *config) logger(stderr io.Writer) *slog.Logger {
 	format := c.LogFormat
 	if format == "" {
 		format = "json"
-		if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		if terminal(stderr) {
 			format = "text"
 		}
 	}

@@ -285,7 +285,7 @@ func TestUsage(t *testing.T) {
 			t.Errorf("bridge %s: exit %d: %s", args, code, stderr)
 		}
 	}
-	for _, args := range []string{"--help", "serve --help", "dev --help", "send --help", "tail --help", "version --help", "version", "version --json"} {
+	for _, args := range []string{"--help", "serve --help", "dev --help", "send --help", "tail --help", "replay --help", "version --help", "version", "version --json"} {
 		code, stdout, stderr := command(t, nil, strings.Fields(args)...)
 		if code != exitDone || stdout == "" || stderr != "" {
 			t.Errorf("bridge %s: exit %d: %s%s", args, code, stdout, stderr)

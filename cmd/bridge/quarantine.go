@@ -23,7 +23,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/term"
 
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/dedupe"
@@ -231,7 +230,7 @@ func (s *quarantineShow) print(w io.Writer, item bus.Quarantined) error {
 		return err
 	}
 	body := string(item.Body)
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if terminal(w) {
 		body = strings.Map(func(r rune) rune { // a terminal obeys what a sender wrote
 			if unicode.IsControl(r) && r != '\n' && r != '\t' {
 				return utf8.RuneError
@@ -406,16 +405,18 @@ func (r *quarantineRm) Run(c *cli) error {
 
 // confirm asks on the terminal. Whoever is not at one has to say --yes.
 func (c *cli) confirm(question string) error {
-	if f, ok := c.stdin.(*os.File); ok && !term.IsTerminal(int(f.Fd())) {
+	if !terminal(c.stdin) {
 		return usageError("nobody can be asked here: say --yes")
 	}
-	fmt.Fprintf(c.stderr, "%s [y/N] ", question)
-	answer, err := bufio.NewReader(c.stdin).ReadString('\n')
-	if err != nil && err != io.EOF {
-		return err
-	}
-	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
+	if !confirmed(c.stdin, c.stderr, question) {
 		return errors.New("nothing was done")
 	}
 	return nil
+}
+
+// confirmed asks, and takes nothing but yes for yes.
+func confirmed(in io.Reader, out io.Writer, question string) bool {
+	fmt.Fprintf(out, "%s [yes/no] ", question)
+	answer, _ := bufio.NewReader(in).ReadString('\n')
+	return strings.EqualFold(strings.TrimSpace(answer), "yes")
 }

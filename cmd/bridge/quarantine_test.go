@@ -46,7 +46,7 @@ func TestQuarantineCommands(t *testing.T) {
 		{[]string{"retry", "--all"}, 1, []string{"1  failed  normalize: body is not a JSON object", "2 of 2 are still in the quarantine"}},
 		{[]string{"retry", "--reason", "nothing"}, 0, []string{"There is nothing to retry."}},
 		{[]string{"rm", "7", "--yes"}, 1, []string{"there is no 7"}},
-		{[]string{"rm", "1"}, 1, []string{"Remove 1 for good?", "nothing was done"}},
+		{[]string{"rm", "1"}, 2, []string{"     1  waldo body_not_json", "say --yes"}},
 		{[]string{"rm", "1", "--yes"}, 0, []string{"1 removed"}},
 		{[]string{"ls"}, 0, []string{"identity_missing"}},
 		{[]string{"rm", "--all", "--yes"}, 0, []string{"1 removed"}},
