@@ -41,6 +41,7 @@ type cli struct {
 	Quarantine quarantineCmd `cmd:"" help:"Look after verified webhooks that could not be made events."`
 	Asyncapi   asyncapiCmd   `cmd:"" help:"Print an AsyncAPI 3 document of what is published."`
 	Status     statusCmd     `cmd:"" help:"Show streams, index, quarantine, consumers and bridges on one screen."`
+	Health     healthCmd     `cmd:"" help:"Ask a bridge whether it is ready."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 
 	ctx            context.Context
