@@ -13,7 +13,7 @@ COMMIT  ?= $(shell git rev-parse --verify --short HEAD 2>/dev/null || echo none)
 DATE    ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
-.PHONY: help run test lint fuzz faults soak bench generate check-asyncapi test-node build clean
+.PHONY: help run test lint fuzz faults soak bench generate check-asyncapi test-node build image clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -62,6 +62,12 @@ test-node: ## Try the service for Node against a running bridge (needs Node and 
 
 build: ## Build the static binary bin/bridge
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o bin/bridge ./cmd/bridge
+
+IMAGE ?= bridge:$(VERSION)
+
+image: ## Pack bin/bridge.tar, a container image from scratch, without a container engine
+	GOOS=linux CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o bin/image/bridge ./cmd/bridge
+	go run -C tools ./image -binary ../bin/image/bridge -output ../bin/bridge.tar -ref $(IMAGE) -version $(VERSION) -revision $(COMMIT) -created $(DATE)
 
 clean: ## Remove what build made
 	rm -rf bin
