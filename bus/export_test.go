@@ -30,3 +30,20 @@ func (s *Spool) DropAll(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Stored returns how many messages the store holds.
+func (s *Spool) Stored(t *testing.T) int {
+	t.Helper()
+	info, err := s.store.stream.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(info.State.Msgs)
+}
+
+// SetSpoolGrace changes for a test how long a write that is late is waited for.
+func SetSpoolGrace(t *testing.T, d time.Duration) {
+	old := spoolGrace
+	spoolGrace = d
+	t.Cleanup(func() { spoolGrace = old })
+}

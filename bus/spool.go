@@ -46,6 +46,7 @@ type Spool struct {
 	tight  atomic.Bool // no room on the disk: only emptied
 	full   atomic.Bool
 	moving atomic.Bool // the bus takes what is handed over
+	unsure atomic.Bool // more may be counted than there is
 	probes sync.WaitGroup
 
 	mu    sync.RWMutex // the store is not closed under those who use it
@@ -56,7 +57,7 @@ type Spool struct {
 
 	// Of Run only:
 	parked map[string]time.Time // entities that wait after a failure, and until when
-	unsure bool
+	begin  uint64               // behind which to look for others than those
 }
 
 const (
@@ -67,7 +68,6 @@ const (
 	probeBytes   = 256 << 10 // what the disk must have room for
 	ballastBytes = 1 << 20
 	spoolTimeout = 800 * time.Millisecond // for one write or read
-	spoolGrace   = 150 * time.Millisecond
 	spoolRetry   = 250 * time.Millisecond // between attempts to hand over
 	spoolPark    = 2 * time.Second        // for an entity while the bus takes others
 	spoolReopen  = time.Second
@@ -81,6 +81,10 @@ const (
 	// spoolHeader carries what the event's own headers do not.
 	spoolHeader = "Bridge-Spool"
 )
+
+// spoolGrace is how long the acknowledgement of a write is waited for after its
+// time has passed.
+var spoolGrace = 150 * time.Millisecond
 
 // OpenSpool locks the directory and opens the spool in it. A store that cannot
 // be opened is no error but a [Spool.Problem]; the errors are those of the
@@ -169,12 +173,9 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 		return fmt.Errorf("%w: %s", ErrUnavailable, s.Problem())
 	}
 	failpoint.Hit("spool-write")
-	s.add(item, 1)
-	added, err := s.write(ctx, item)
+	s.add(item.Event != nil, 1)
+	err := s.write(ctx, item)
 	if err == nil {
-		if !added {
-			s.add(item, -1)
-		}
 		failpoint.Hit("spool-written")
 		s.probed.Store(false)
 		if s.full.Swap(false) {
@@ -183,7 +184,11 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 		s.notify()
 		return nil
 	}
-	s.add(item, -1)
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, jetstream.ErrAsyncPublishTimeout) {
+		s.unsure.Store(true) // it may be stored yet, and would not be counted
+	} else {
+		s.add(item.Event != nil, -1)
+	}
 	var api *jetstream.APIError
 	switch {
 	case errors.Is(err, ErrNotPublishable):
@@ -199,21 +204,20 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
 }
 
-func (s *Spool) add(item Spooled, n int64) {
+func (s *Spool) add(event bool, n int64) {
 	s.count.Add(n)
-	if item.Event != nil {
+	if event {
 		s.events.Add(n)
 	}
 }
 
 // write writes an item and waits for the acknowledgement. Items are judged later
 // by the time of their receipt, which must be in the order in which they stand.
-// A copy of an event that was written lately is not added.
-func (s *Spool) write(ctx context.Context, item Spooled) (added bool, err error) {
+func (s *Spool) write(ctx context.Context, item Spooled) error {
 	select {
 	case s.order <- struct{}{}:
 	case <-ctx.Done():
-		return false, ctx.Err()
+		return ctx.Err()
 	}
 	msg, received, err := item.encode(s.newest)
 	var future jetstream.PubAckFuture
@@ -224,22 +228,22 @@ func (s *Spool) write(ctx context.Context, item Spooled) (added bool, err error)
 	}
 	<-s.order
 	if err != nil {
-		return false, err
+		return err
 	}
 	select {
-	case ack := <-future.Ok():
-		return !ack.Duplicate, nil
+	case <-future.Ok():
+		return nil
 	case err := <-future.Err():
-		return false, err
+		return err
 	case <-ctx.Done():
 	}
 	select { // a process that was stopped for a while finds both at once
-	case ack := <-future.Ok():
-		return !ack.Duplicate, nil
+	case <-future.Ok():
+		return nil
 	case err := <-future.Err():
-		return false, err
+		return err
 	case <-time.After(spoolGrace):
-		return false, ctx.Err()
+		return ctx.Err()
 	}
 }
 

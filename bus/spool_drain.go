@@ -61,6 +61,7 @@ func wait(ctx context.Context, d time.Duration) {
 // stored is a message of the spool.
 type stored struct {
 	sequence uint64
+	event    bool // as it was counted
 	Spooled
 }
 
@@ -124,17 +125,18 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 // remove removes the messages of a batch that are done, one by one: a purge while
 // others are written has cost messages (nats-server 2.15.2).
 func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
-	defer cancel()
 	for _, m := range batch {
 		if !done[m.sequence] {
 			continue
 		}
-		if err := s.store.stream.DeleteMsg(ctx, m.sequence); err != nil {
-			s.unsure = true
+		ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
+		err := s.store.stream.DeleteMsg(ctx, m.sequence)
+		cancel()
+		if err != nil {
+			s.unsure.Store(true)
 			return s.fail("removing", err)
 		}
-		s.add(m.Spooled, -1)
+		s.add(m.event, -1)
 	}
 	return nil
 }
@@ -147,16 +149,21 @@ func (s *Spool) oldest(ctx context.Context, limit int) (batch []stored, err erro
 	for key, until := range s.parked {
 		if time.Now().After(until) {
 			delete(s.parked, key)
+			s.begin = 0
 		}
 	}
 	subject := anySubject
 	if _, parked := s.parked[rejected]; parked {
 		subject = eventSubject
 	}
-	reports := make(map[string]bool)
-	next, size := uint64(1), 0
-	for range spoolScan {
-		if len(batch) == limit || size > spoolBatchBytes {
+	reports, held := make(map[string]bool), make(map[string]bool)
+	next, size := s.begin+1, 0
+	s.begin = 0
+	for scanned := 0; len(batch) < limit && size <= spoolBatchBytes; scanned++ {
+		if scanned == spoolScan {
+			if len(batch) == 0 { // all of parked entities: look behind them
+				s.begin = next - 1
+			}
 			break
 		}
 		msg, err := s.read(ctx, next, subject)
@@ -167,13 +174,14 @@ func (s *Spool) oldest(ctx context.Context, limit int) (batch []stored, err erro
 			return batch, err
 		}
 		next = msg.Sequence + 1
-		m := stored{msg.Sequence, decodeSpooled(msg)}
-		if _, parked := s.parked[m.entity()]; parked {
+		m := stored{msg.Sequence, msg.Subject == eventSubject, decodeSpooled(msg)}
+		entity := m.entity()
+		if _, parked := s.parked[entity]; parked || held[entity] {
 			continue
 		}
 		if key := m.stateKey(); key != "" {
-			if reports[key] {
-				break
+			if held[entity] = reports[key]; held[entity] {
+				continue
 			}
 			reports[key] = true
 		}
@@ -196,20 +204,19 @@ func (s *Spool) read(ctx context.Context, sequence uint64, subject string) (*jet
 // recount brings the counts in line with a store in which nothing was found. What
 // was written and not removed has been lost.
 func (s *Spool) recount(ctx context.Context) {
-	if s.Len() == 0 {
+	if s.Len() == 0 && s.Events() == 0 {
 		return
 	}
 	s.mu.Lock() // nothing is being written
 	defer s.mu.Unlock()
-	counted := s.Len()
+	unsure, counted := s.unsure.Swap(false), s.Len()
 	if err := s.countStored(ctx); err != nil {
 		s.log.Warn("counting what the spool holds", "error", err)
 		return
 	}
-	if missing := counted - s.Len(); missing > 0 && !s.unsure {
+	if missing := counted - s.Len(); missing > 0 && !unsure {
 		s.damaged(fmt.Sprintf("%d messages are missing", missing))
 	}
-	s.unsure = false
 }
 
 func (s *Spool) countStored(ctx context.Context) error {

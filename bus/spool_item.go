@@ -60,6 +60,9 @@ func (s Spooled) encode(newest time.Time) (msg *nats.Msg, received time.Time, er
 		if msg, err = encode(e, ""); err != nil {
 			return nil, newest, err
 		}
+		// Copies are recognised when they leave: one may have names that the
+		// first has not.
+		delete(msg.Header, jetstream.MsgIDHeader)
 	} else {
 		r := s.Rejected
 		meta = spoolMeta{Provider: r.Provider, Received: r.Received, Reason: r.Reason, Headers: r.Headers}
@@ -88,6 +91,7 @@ func decodeSpooled(msg *jetstream.RawStreamMsg) Spooled {
 	if err == nil && meta.Reason == "" && meta.Identity != nil {
 		ce, err := binding.Decode(msg.Header, msg.Data)
 		if err == nil {
+			ce.SetExtension("recordedtime", meta.Received) // the one by which it is judged
 			return Spooled{Event: &normalize.Event{
 				CloudEvent: ce, Provider: meta.Provider, Kind: meta.Kind,
 				Identity: *meta.Identity, Token: meta.Token, Received: meta.Received,

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloudevents/sdk-go/v2/types"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
@@ -446,18 +447,6 @@ func TestSpoolFillsWhileItIsEmptied(t *testing.T) {
 	}
 }
 
-// A copy of an event that is in the spool is not counted: it is not there.
-func TestSpoolCountsNoCopies(t *testing.T) {
-	s := openSpool(t, spoolConfig(t.TempDir()))
-	defer s.Close()
-	for range 3 {
-		mustPut(t, s, bus.Spooled{Event: entityEvent(t, "a", 1)})
-	}
-	if n := s.Len(); n != 1 {
-		t.Errorf("Len %d, want 1", n)
-	}
-}
-
 // Messages that are gone although nobody removed them are not passed over.
 func TestSpoolMissesMessages(t *testing.T) {
 	s := openSpool(t, spoolConfig(t.TempDir()))
@@ -469,5 +458,122 @@ func TestSpoolMissesMessages(t *testing.T) {
 	natstest.Eventually(t, within, "a warning", func() bool { return strings.Contains(s.Warning(), "1 messages are missing") })
 	if n := s.Len(); n != 0 {
 		t.Errorf("Len %d, want 0", n)
+	}
+}
+
+// What cannot be stored, or told whether it is, holds up only what is about the
+// same entity: also with a second report about the same thing behind it, and
+// with more behind it than is looked through at once.
+func TestSpoolHeldUpByOneEntity(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name string
+		held int
+		err  error
+		put  func(n int) bus.Spooled
+	}{
+		{"two reports in doubt", 2, errors.New("in doubt"), func(n int) bus.Spooled {
+			e := eventOf(t, "waldo", fmt.Sprintf(`{"event":"flag","customerId":"bad","flag":%t}`, n == 0))
+			e.SetToken(fmt.Sprint(n))
+			return bus.Spooled{Event: e}
+		}},
+		{"thousands that cannot be stored", 4400, bus.ErrUnavailable, func(n int) bus.Spooled {
+			return bus.Spooled{Event: entityEvent(t, "bad", n)}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := openSpool(t, spoolConfig(t.TempDir()))
+			defer s.Close()
+			var wg sync.WaitGroup
+			for w := range 64 {
+				wg.Go(func() {
+					for n := w; n < test.held; n += 64 {
+						mustPut(t, s, test.put(n))
+					}
+				})
+			}
+			wg.Wait()
+			const others = 20
+			for n := range others {
+				mustPut(t, s, bus.Spooled{Event: entityEvent(t, fmt.Sprint("e", n), n)})
+			}
+			var got handed
+			stop := s.run(func(ctx context.Context, item bus.Spooled) error {
+				if item.Event.CloudEvent.Subject() == "bad" {
+					return test.err
+				}
+				return got.take(ctx, item)
+			})
+			defer stop()
+			natstest.Eventually(t, within, "the others have left", func() bool { return len(got.get()) == others })
+		})
+	}
+}
+
+// A copy is not dropped in the spool: it may have names that the first has not.
+func TestSpoolKeepsCopies(t *testing.T) {
+	s := openSpool(t, spoolConfig(t.TempDir()))
+	defer s.Close()
+	first, second := entityEvent(t, "a", 1), entityEvent(t, "a", 1)
+	second.Identity.Aliases = []string{normalize.Digest("alias", "dataspike", "another")}
+	mustPut(t, s, bus.Spooled{Event: first})
+	mustPut(t, s, bus.Spooled{Event: second})
+	var got handed
+	defer s.run(got.take)()
+	natstest.Eventually(t, within, "both have left", func() bool { return len(got.get()) == 2 && s.Len() == 0 })
+	if aliases := got.get()[1].Event.Identity.Aliases; len(aliases) != 1 {
+		t.Errorf("the copy has the aliases %v", aliases)
+	}
+}
+
+// A write that was given up and is stored all the same is counted, or what comes
+// later would not go behind it.
+func TestSpoolCountsWhatComesLate(t *testing.T) {
+	bus.SetSpoolGrace(t, 0)
+	s := openSpool(t, spoolConfig(t.TempDir()))
+	defer s.Close()
+	stored := 0
+	natstest.Eventually(t, within, "a write is given up and stored", func() bool {
+		impatient, cancel := context.WithTimeout(t.Context(), 100*time.Microsecond)
+		defer cancel()
+		if s.Put(impatient, bus.Spooled{Event: entityEvent(t, "a", stored)}) == nil {
+			stored++
+		}
+		return s.Stored(t) > stored
+	})
+	if s.Len() < s.Stored(t) || s.Events() < s.Stored(t) {
+		t.Errorf("%d of %d are counted", s.Len(), s.Stored(t))
+	}
+	want := s.Stored(t)
+	var got handed
+	defer s.run(got.take)()
+	natstest.Eventually(t, within, "the spool is empty", func() bool { return s.Len() == 0 && s.Events() == 0 })
+	if n := len(got.get()); n < want || s.Warning() != "" {
+		t.Errorf("%d of %d handed over, warning %q", n, want, s.Warning())
+	}
+}
+
+// The time of receipt by which an event is judged is the one that is published,
+// by which the indexer judges it.
+func TestSpoolHasOneTimeOfReceipt(t *testing.T) {
+	s := openSpool(t, spoolConfig(t.TempDir()))
+	defer s.Close()
+	p, _ := normalize.ByName("waldo")
+	for n, at := range []time.Time{received.Add(time.Millisecond), received} { // the second waited for the first
+		e, err := p.Event([]byte(fmt.Sprintf(`{"event":"flag","customerId":"c","flag":%t}`, n == 0)), at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.SetToken(fmt.Sprint(n))
+		mustPut(t, s, bus.Spooled{Event: e})
+	}
+	var got handed
+	defer s.run(got.take)()
+	natstest.Eventually(t, within, "both have left", func() bool { return len(got.get()) == 2 })
+	for _, item := range got.get() {
+		published, err := types.ToTime(item.Event.CloudEvent.Extensions()["recordedtime"])
+		if err != nil || !published.Equal(item.Event.Received) || item.Event.Received.Before(received.Add(time.Millisecond)) {
+			t.Errorf("received %v, published %v, %v", item.Event.Received, published, err)
+		}
 	}
 }

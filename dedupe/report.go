@@ -49,6 +49,7 @@ type reporting struct {
 	// may have been stored under it before, and can be older than the report
 	// stored last.
 	own     string
+	ownID   string // of the event under that token, if it has waited
 	waited  bool
 	certain bool
 	// old is the token of a mark that was left behind by a report that has
@@ -61,7 +62,9 @@ type reporting struct {
 
 func (d *Deduper) onceReport(ctx context.Context, e *normalize.Event, publish Publish, certain bool) (Result, error) {
 	r := &reporting{Deduper: d, event: e, own: e.Token, waited: e.Token != "", certain: certain}
-	if !r.waited {
+	if r.waited {
+		r.ownID = e.CloudEvent.ID()
+	} else {
 		r.own = rand.Text()
 	}
 	result, err := r.once(ctx, publish)
@@ -165,6 +168,10 @@ func (r *reporting) mark(ctx context.Context) (under mark, known *storedEvent, e
 		if r.waited && !r.ask(ctx, 0) {
 			doubt = true
 			return false
+		}
+		if i := slices.IndexFunc(last.reports(), func(s storedEvent) bool { return s.ID == r.ownID }); i >= 0 {
+			known = &last.reports()[i] // it was stored before a crash
+			return true
 		}
 		// What was received later says nothing about it, unless a clock is wrong.
 		reports := slices.DeleteFunc(last.reports(), func(s storedEvent) bool {

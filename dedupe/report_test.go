@@ -242,6 +242,28 @@ func TestReportsThatHaveWaited(t *testing.T) {
 	}
 }
 
+// One that was stored before a crash is known by its id, when the stream no
+// longer knows it and one that had been received before is stored behind it.
+func TestReportHandedOverAgain(t *testing.T) {
+	cfg := external(natstest.Server(t))
+	cfg.DuplicateWindow = shortly
+	b := start(t, cfg)
+	b.index()
+	hand := func(flagged bool, at time.Duration, token string) dedupe.Result {
+		e := b.eventAt(flag("c", flagged), at)
+		e.SetToken(token)
+		return certain(b, e)
+	}
+	first := hand(true, 5*time.Second, "own")
+	hand(false, 4*time.Second, "other")
+	b.forget()
+	b.indexed()
+	if again := hand(true, 5*time.Second, "own"); !again.Duplicate || again.ID != first.ID {
+		t.Errorf("got %+v, want the duplicate of %s", again, first.ID)
+	}
+	b.wantStored(2)
+}
+
 // Who can wait is told of a doubt instead of having a report stored again.
 func TestDoubt(t *testing.T) {
 	b := start(t, external(natstest.Server(t))) // no indexer
