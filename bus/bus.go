@@ -180,6 +180,10 @@ func (b *Bus) options() ([]nats.Option, error) {
 			b.Wake()
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				b.log.Error("NATS does not permit this user what the bridge needs", "error", err)
+				return
+			}
 			b.log.Warn("NATS client error", "error", err)
 		}),
 	), nil

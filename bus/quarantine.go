@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -68,12 +69,19 @@ type QuarantineStream struct {
 	stream jetstream.Stream
 }
 
-// OpenQuarantine finds the stream of that name. The error is
-// jetstream.ErrStreamNotFound if there is none.
-func OpenQuarantine(ctx context.Context, js jetstream.JetStream, name string) (*QuarantineStream, error) {
+// ErrNoQuarantine: a stream or a message is not of a quarantine.
+var ErrNoQuarantine = errors.New("bus: this is no quarantine")
+
+// OpenQuarantine finds the stream of that name, with subjects below prefix. The
+// errors are jetstream.ErrStreamNotFound and [ErrNoQuarantine].
+func OpenQuarantine(ctx context.Context, js jetstream.JetStream, name, prefix string) (*QuarantineStream, error) {
 	stream, err := js.Stream(ctx, name)
 	if err != nil {
 		return nil, err
+	}
+	subjects := stream.CachedInfo().Config.Subjects
+	if !slices.ContainsFunc(subjects, func(s string) bool { return strings.HasPrefix(s, prefix+".") }) {
+		return nil, fmt.Errorf("%w: %s takes %v, not %s.>", ErrNoQuarantine, name, subjects, prefix)
 	}
 	return &QuarantineStream{js: js, stream: stream}, nil
 }
@@ -144,23 +152,33 @@ func (q *QuarantineStream) Get(ctx context.Context, sequence uint64) (Quarantine
 	return item, err
 }
 
-// Remove removes one for good, and its body from the object store. What is gone
-// already is no error.
+// Remove removes one for good, and its body from the object store unless another
+// has the same. What is gone already is no error; the error of a message that is
+// not of a quarantine is [ErrNoQuarantine].
 func (q *QuarantineStream) Remove(ctx context.Context, item Quarantined) error {
-	if bucket, name, ok := Dataref(item.dataref); ok {
-		store, err := q.js.ObjectStore(ctx, bucket)
-		if err == nil {
-			err = store.Delete(ctx, name)
-		}
-		if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) && !errors.Is(err, jetstream.ErrBucketNotFound) {
+	if item.Provider == "" || item.Reason == "" {
+		return ErrNoQuarantine
+	}
+	if err := q.stream.SecureDeleteMsg(ctx, item.Sequence); err != nil {
+		if _, gone := q.stream.GetMsg(ctx, item.Sequence); !errors.Is(gone, jetstream.ErrMsgNotFound) {
 			return err
 		}
 	}
-	err := q.stream.SecureDeleteMsg(ctx, item.Sequence)
-	if err != nil {
-		if _, gone := q.stream.GetMsg(ctx, item.Sequence); errors.Is(gone, jetstream.ErrMsgNotFound) {
-			return nil
+	bucket, name, ok := Dataref(item.dataref)
+	if !ok {
+		return nil
+	}
+	for other, err := range q.All(ctx) {
+		if err != nil || other.dataref == item.dataref {
+			return err
 		}
+	}
+	store, err := q.js.ObjectStore(ctx, bucket)
+	if err == nil {
+		err = store.Delete(ctx, name)
+	}
+	if errors.Is(err, jetstream.ErrObjectNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) {
+		return nil
 	}
 	return err
 }

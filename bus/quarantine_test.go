@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
@@ -29,7 +30,7 @@ func list(t *testing.T, q *bus.QuarantineStream) []bus.Quarantined {
 func TestQuarantineStream(t *testing.T) {
 	s := natstest.Server(t, func(o *server.Options) { o.MaxPayload = 64 << 10 })
 	b := openReady(t, external(s))
-	q, err := bus.OpenQuarantine(t.Context(), b.JetStream(), "WEBHOOKS_QUARANTINE")
+	q, err := bus.OpenQuarantine(t.Context(), b.JetStream(), "WEBHOOKS_QUARANTINE", "quarantine")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +93,53 @@ func TestNoQuarantine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := bus.OpenQuarantine(t.Context(), js, "NONE"); !errors.Is(err, jetstream.ErrStreamNotFound) {
+	if _, err := bus.OpenQuarantine(t.Context(), js, "NONE", "quarantine"); !errors.Is(err, jetstream.ErrStreamNotFound) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Two entries of one large body share an object: removing one leaves the other
+// its body.
+func TestQuarantineSharedBody(t *testing.T) {
+	s := natstest.Server(t, func(o *server.Options) { o.MaxPayload = 64 << 10 })
+	cfg := external(s)
+	cfg.DuplicateWindow = 100 * time.Millisecond
+	b := openReady(t, cfg)
+	q, err := bus.OpenQuarantine(t.Context(), b.JetStream(), "WEBHOOKS_QUARANTINE", "quarantine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := bus.Rejected{Provider: "dfns", Reason: "type_missing", Body: []byte(strings.Repeat("x", 200<<10)), Received: received}
+	var items []bus.Quarantined
+	natstest.Eventually(t, within, "it is there twice", func() bool {
+		if err := b.Quarantine(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		items = list(t, q)
+		return len(items) == 2
+	})
+	if err := q.Remove(t.Context(), items[0]); err != nil {
+		t.Fatal(err)
+	}
+	if item, err := q.Get(t.Context(), items[1].Sequence); err != nil || !bytes.Equal(item.Body, r.Body) {
+		t.Errorf("%d bytes, %v", len(item.Body), err)
+	}
+}
+
+// What is no quarantine is left alone.
+func TestNotAQuarantine(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	if _, err := bus.OpenQuarantine(t.Context(), b.JetStream(), "WEBHOOKS", "quarantine"); !errors.Is(err, bus.ErrNoQuarantine) {
+		t.Errorf("opening the stream of events: %v", err)
+	}
+	if _, err := b.JetStream().Publish(t.Context(), "quarantine.x.y", []byte("somebody's")); err != nil {
+		t.Fatal(err)
+	}
+	q, err := bus.OpenQuarantine(t.Context(), b.JetStream(), "WEBHOOKS_QUARANTINE", "quarantine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Remove(t.Context(), list(t, q)[0]); !errors.Is(err, bus.ErrNoQuarantine) || len(list(t, q)) != 1 {
+		t.Errorf("removing another's message: %v", err)
 	}
 }

@@ -7,6 +7,7 @@
 package events
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -95,6 +96,10 @@ func Decode(ctx context.Context, objects Objects, msg Msg) (Event, error) {
 	if err := json.Unmarshal(body, payload); err != nil {
 		return e, fmt.Errorf("%w: %s: %w", ErrPayload, ce.Type(), shape(err))
 	}
+	// The bridge tells names apart by their case, this decoder does not.
+	if ambiguous(body) {
+		return e, fmt.Errorf("%w: %s: two names differ only by case", ErrPayload, ce.Type())
+	}
 	e.Payload = payload
 	return e, nil
 }
@@ -108,6 +113,46 @@ func shape(err error) error {
 	return errors.New("not JSON")
 }
 
+// ambiguous reports whether an object in a JSON text has two names that differ
+// only by case.
+func ambiguous(text []byte) bool {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	var names []map[string]string // by their folded form, of the objects that are open; nil: an array
+	isName := false
+	for {
+		token, err := d.Token()
+		if err != nil {
+			return false // the end
+		}
+		switch t := token.(type) {
+		case json.Delim:
+			switch t {
+			case '{':
+				names = append(names, make(map[string]string))
+			case '[':
+				names = append(names, nil)
+			default:
+				names = names[:len(names)-1]
+			}
+			isName = len(names) > 0 && names[len(names)-1] != nil
+			continue
+		case string:
+			if isName {
+				open := names[len(names)-1]
+				folded := strings.ToLower(t)
+				if other, ok := open[folded]; ok && other != t {
+					return true
+				}
+				open[folded] = t
+				isName = false
+				continue
+			}
+		}
+		isName = len(names) > 0 && names[len(names)-1] != nil
+	}
+}
+
 // PayloadOf returns a pointer to a new payload of a CloudEvents type, or nil if
 // the type is not known.
 func PayloadOf(ceType string) any {
@@ -119,6 +164,9 @@ func PayloadOf(ceType string) any {
 
 // object reads the body that a dataref names: nats-object:<bucket>/<name>.
 func object(ctx context.Context, objects Objects, ref string) ([]byte, error) {
+	if objects == nil {
+		return nil, errors.New("no object stores were given")
+	}
 	path, ok := strings.CutPrefix(ref, "nats-object:")
 	bucket, name, found := strings.Cut(path, "/")
 	if !ok || !found {

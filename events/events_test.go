@@ -65,6 +65,8 @@ func TestDecodeErrors(t *testing.T) {
 	}{
 		{"no event", message{nil, []byte("{}")}, events.ErrNotEvent, ""},
 		{"no JSON", of("com.trusthub.onboarding.auto_approved", "secret"), events.ErrPayload, "not JSON"},
+		{"two cases", of("com.trusthub.onboarding.auto_rejected", `{"sessionId":"s","a":[{"x":{}}],"status":"AUTO_REJECTED","Status":"AUTO_APPROVED"}`), events.ErrPayload, "differ only by case"},
+		{"two cases within", of("com.trusthub.onboarding.auto_rejected", `{"sessionId":"s","status":"x","a":[1,{"b":"c","B":2}]}`), events.ErrPayload, "differ only by case"},
 		{"another shape", of("com.trusthub.onboarding.auto_approved", `{"status":["secret"]}`), events.ErrPayload, "status is no string"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -103,6 +105,9 @@ func TestDataref(t *testing.T) {
 	e, err := events.Decode(t.Context(), js, msg)
 	if err != nil || string(e.Data()) != body || e.Payload.(*trusthub.OnboardingEvent).SessionID != "s-1" {
 		t.Errorf("%d bytes, %v", len(e.Data()), err)
+	}
+	if _, err := events.Decode(t.Context(), nil, msg); !errors.Is(err, events.ErrBody) {
+		t.Errorf("without object stores: %v", err)
 	}
 	for _, ref := range []string{"nats-object:B/none", "nats-object:none/name", "nats-object:B", "https://example.com"} {
 		msg.header["ce-dataref"] = []string{ref}

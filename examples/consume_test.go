@@ -41,7 +41,7 @@ func consume(ctx context.Context, natsURL string, handle func(events.Event) erro
 		}
 		if err != nil {
 			log.Print(err)
-			msg.Nak() // comes again
+			msg.NakWithDelay(5 * time.Second) // comes again
 			return
 		}
 		msg.Ack()

@@ -106,7 +106,7 @@ func TestRetryOfASchemaViolation(t *testing.T) {
 	waldo, _ := normalize.ByName("waldo")
 	r := schemaRig(t, ingress.SchemaQuarantine)
 	r.serve(r.signed(waldo, []byte(wrong))).expect(t, http.StatusOK, "quarantined")
-	q, err := bus.OpenQuarantine(t.Context(), r.js, "WEBHOOKS_QUARANTINE")
+	q, err := bus.OpenQuarantine(t.Context(), r.js, "WEBHOOKS_QUARANTINE", "quarantine")
 	if err != nil {
 		t.Fatal(err)
 	}

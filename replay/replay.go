@@ -216,7 +216,7 @@ func (s Selection) check(now time.Time) error {
 		problem = fmt.Sprintf("it is to begin at sequence %d and end at %d", s.FromSeq, s.ToSeq)
 	}
 	for _, filter := range s.Filters {
-		if !validSubject(filter) {
+		if !ValidFilter(filter) {
 			problem = fmt.Sprintf("%q is not a NATS subject: tokens with dots between, * for any one, > at the end for the rest", filter)
 		}
 	}
@@ -267,8 +267,8 @@ func forbidden(ctx context.Context, nc *nats.Conn) (_ context.Context, done func
 	}
 }
 
-// validSubject reports whether s is a subject to filter by.
-func validSubject(s string) bool {
+// ValidFilter reports whether s is a NATS subject to filter by.
+func ValidFilter(s string) bool {
 	tokens := strings.Split(s, ".")
 	for i, token := range tokens {
 		if token == "" || strings.ContainsAny(token, " \t\r\n\f\x00") || token == ">" && i < len(tokens)-1 {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -18,7 +19,7 @@ const (
 	MaxPointer = 256
 	// MaxValues is the number of values above which a body is not judged: what
 	// the validator holds for each wrong one is many times its size.
-	MaxValues = 100_000
+	MaxValues = 25_000
 )
 
 // base is where the compiler finds the files. Nothing is loaded over a network.
@@ -27,6 +28,7 @@ const base = "embed:///"
 // A Validator judges bodies. It may be used by several goroutines at once.
 type Validator struct {
 	schemas map[Type]*jsonschema.Schema
+	places  chan struct{} // of those who judge: each may hold some MiB
 }
 
 // Compile returns a validator of all types. An error means that a file is no
@@ -34,7 +36,7 @@ type Validator struct {
 func Compile() (*Validator, error) {
 	c := jsonschema.NewCompiler()
 	c.UseLoader(loader{})
-	v := &Validator{schemas: map[Type]*jsonschema.Schema{}}
+	v := &Validator{schemas: map[Type]*jsonschema.Schema{}, places: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	for _, t := range Types() {
 		name, _ := Path(t.Provider, t.Kind)
 		schema, err := c.Compile(base + name)
@@ -87,6 +89,8 @@ func (v *Validator) Validate(provider, kind string, body []byte) (violation *Vio
 	if !known || values(body) > MaxValues {
 		return nil, known
 	}
+	v.places <- struct{}{}
+	defer func() { <-v.places }()
 	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(body))
 	if err != nil {
 		return &Violation{Expected: "json"}, true

@@ -379,8 +379,8 @@ func TestHostile(t *testing.T) {
 		"empty key":             {"dataspike", "docver", docver(`{"":1}`), "/payload/checks/:type=object"},
 		"8 MiB of digits":       {"dfns", "swap.failed", body(t, "dfns", "swap.failed", `"deliveryAttempt":1`, `"deliveryAttempt":`+strings.Repeat("9", 8<<20)), "/deliveryAttempt:type=integer"},
 		"8 MiB of text":         {"waldo", "flag", body(t, "waldo", "flag", "abcd", strings.Repeat("a", 8<<20)), "valid"},
-		"huge exponents":        {"dataspike", "docver", docver(`{"a":{"status":"s","errors":[` + strings.Repeat(`{"code":1E+999999},`, 20_000) + `1]}}`), "/payload/checks/a/errors/0/code:type=integer"},
-		"tiny exponents":        {"dataspike", "docver", docver(`{"a":{"status":"s","errors":[` + strings.Repeat(`{"code":1e-999999},`, 20_000) + `1]}}`), "/payload/checks/a/errors/0/code:type=integer"},
+		"huge exponents":        {"dataspike", "docver", docver(`{"a":{"status":"s","errors":[` + strings.Repeat(`{"code":1E+999999},`, 10_000) + `1]}}`), "/payload/checks/a/errors/0/code:type=integer"},
+		"tiny exponents":        {"dataspike", "docver", docver(`{"a":{"status":"s","errors":[` + strings.Repeat(`{"code":1e-999999},`, 10_000) + `1]}}`), "/payload/checks/a/errors/0/code:type=integer"},
 		"many wrong values":     {"dataspike", "docver", docver(`{"a":{"status":"s","errors":[` + strings.Repeat(`1,`, schemas.MaxValues-20) + `1]}}`), "/payload/checks/a/errors/0:type=object"},
 		"too many values":       {"dataspike", "docver", docver(`{"a":{"status":"s","errors":[` + strings.Repeat(`1,`, schemas.MaxValues) + `1]}}`), "valid"},
 	} {

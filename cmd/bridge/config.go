@@ -258,7 +258,7 @@ func (c *config) check() (problems configError) {
 	if !slices.Contains([]ingress.SchemaMode{ingress.SchemaMark, ingress.SchemaQuarantine, ingress.SchemaOff}, c.SchemaMode) {
 		wrong("SCHEMA_MODE", "%q is not mark, quarantine or off", c.SchemaMode)
 	}
-	if u, err := url.Parse(c.SchemaBaseURL); c.SchemaBaseURL != "" && (err != nil || !u.IsAbs() || u.Host == "" || u.RawQuery+u.Fragment != "" || u.User != nil) {
+	if u, err := url.Parse(c.SchemaBaseURL); c.SchemaBaseURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.ContainsAny(c.SchemaBaseURL, " \t") || u.RawQuery+u.Fragment != "" || u.User != nil) {
 		wrong("SCHEMA_BASE_URL", "it is no URL like https://bridge.example.com")
 	}
 	c.SchemaBaseURL = strings.TrimSuffix(c.SchemaBaseURL, "/")

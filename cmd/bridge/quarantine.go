@@ -52,13 +52,13 @@ func (s selected) check() error {
 	case len(s.Sequence) > 0 && (s.All || byKind), s.All && byKind:
 		return usageError("numbers, --reason or --provider, and --all exclude each other")
 	}
-	return nil
+	return checkProvider(s.Provider)
 }
 
 // find returns what is selected, without bodies.
 func (s selected) find(ctx context.Context, cfg *config, q *bus.QuarantineStream) ([]bus.Quarantined, error) {
 	var found []bus.Quarantined
-	missing := slices.Clone(s.Sequence)
+	missing := slices.Compact(slices.Sorted(slices.Values(s.Sequence)))
 	for item, err := range q.All(ctx) {
 		if err != nil {
 			return nil, streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
@@ -86,7 +86,7 @@ func (c *cli) openQuarantine(ctx context.Context, cfg *config) (_ *bus.Quarantin
 		nc.Close()
 		return nil, nil, err
 	}
-	q, err := bus.OpenQuarantine(ctx, js, cfg.QuarantineStream)
+	q, err := bus.OpenQuarantine(ctx, js, cfg.QuarantineStream, cfg.QuarantinePrefix)
 	if err != nil {
 		nc.Close()
 		return nil, nil, streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
@@ -147,6 +147,9 @@ func toJSON(item bus.Quarantined) quarantinedJSON {
 }
 
 func (l *quarantineLs) Run(c *cli) error {
+	if err := checkProvider(l.Provider); err != nil {
+		return err
+	}
 	return quarantine(c, func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error {
 		items, err := selected{Provider: l.Provider, Reason: l.Reason}.find(ctx, cfg, q)
 		if err != nil {
@@ -184,9 +187,9 @@ type quarantineShow struct {
 func (s *quarantineShow) Run(c *cli) error {
 	return quarantine(c, func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error {
 		for _, sequence := range s.Sequence {
-			item, err := get(ctx, cfg, q, sequence)
+			item, err := q.Get(ctx, sequence)
 			if err != nil {
-				return err
+				return readError(cfg, sequence, err)
 			}
 			if err := s.print(c.stdout, item); err != nil {
 				return err
@@ -196,17 +199,15 @@ func (s *quarantineShow) Run(c *cli) error {
 	})
 }
 
-func get(ctx context.Context, cfg *config, q *bus.QuarantineStream, sequence uint64) (bus.Quarantined, error) {
-	item, err := q.Get(ctx, sequence)
+// readError says why one cannot be read.
+func readError(cfg *config, sequence uint64, err error) error {
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
-		return item, fmt.Errorf("there is no %d in the quarantine; bridge quarantine ls lists it", sequence)
+		return fmt.Errorf("there is no %d in the quarantine; bridge quarantine ls lists it", sequence)
 	case errors.Is(err, jetstream.ErrObjectNotFound), errors.Is(err, jetstream.ErrBucketNotFound):
-		return item, fmt.Errorf("%d: its body is no longer in the object store", sequence)
-	case err != nil:
-		return item, streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
+		return fmt.Errorf("%d: its body is no longer in the object store", sequence)
 	}
-	return item, nil
+	return streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
 }
 
 func (s *quarantineShow) print(w io.Writer, item bus.Quarantined) error {
@@ -231,15 +232,21 @@ func (s *quarantineShow) print(w io.Writer, item bus.Quarantined) error {
 	}
 	body := string(item.Body)
 	if terminal(w) {
-		body = strings.Map(func(r rune) rune { // a terminal obeys what a sender wrote
-			if unicode.IsControl(r) && r != '\n' && r != '\t' {
-				return utf8.RuneError
-			}
-			return r
-		}, body)
+		body = harmless(body)
 	}
 	_, err := fmt.Fprintf(w, "\n%s\n\n", body)
 	return err
+}
+
+// harmless replaces what a terminal would obey: control characters and those that
+// change the direction of the text.
+func harmless(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Cf, r)) {
+			return utf8.RuneError
+		}
+		return r
+	}, s)
 }
 
 type quarantineRetry struct {
@@ -255,7 +262,7 @@ func (quarantineRetry) Help() string {
 // retried is what became of one.
 type retried struct {
 	Sequence uint64 `json:"sequence"`
-	Result   string `json:"result"` // accepted, duplicate or failed
+	Result   string `json:"result"` // accepted, duplicate, gone or failed
 	ID       string `json:"id,omitempty"`
 	Error    string `json:"error,omitempty"`
 }
@@ -290,7 +297,10 @@ func (r *quarantineRetry) Run(c *cli) error {
 		retrier := ingress.Retrier{Dedupe: d, Bus: b, Schemas: schemas}
 		failed := 0
 		for _, item := range items {
-			done := r.one(ctx, cfg, q, item.Sequence, retrier)
+			done, err := r.one(ctx, cfg, q, item.Sequence, retrier)
+			if errors.Is(err, bus.ErrUnavailable) {
+				return fmt.Errorf("events cannot be stored now: %w", err)
+			}
 			if done.Error != "" {
 				failed++
 			}
@@ -313,17 +323,23 @@ func (r *quarantineRetry) Run(c *cli) error {
 	})
 }
 
-func (r *quarantineRetry) one(ctx context.Context, cfg *config, q *bus.QuarantineStream, sequence uint64, retrier ingress.Retrier) retried {
-	done := retried{Sequence: sequence, Result: "failed"}
-	item, err := get(ctx, cfg, q, sequence)
+// one retries one; the error is why it failed.
+func (r *quarantineRetry) one(ctx context.Context, cfg *config, q *bus.QuarantineStream, sequence uint64, retrier ingress.Retrier) (done retried, err error) {
+	done = retried{Sequence: sequence, Result: "failed"}
+	item, err := q.Get(ctx, sequence)
+	if errors.Is(err, jetstream.ErrMsgNotFound) { // somebody else has retried or removed it
+		done.Result = "gone"
+		return done, nil
+	}
 	if err != nil {
+		err = readError(cfg, sequence, err)
 		done.Error = err.Error()
-		return done
+		return done, err
 	}
 	result, err := retrier.Retry(ctx, item.Rejected)
 	if err != nil {
 		done.Error = err.Error()
-		return done
+		return done, err
 	}
 	done.Result, done.ID = "accepted", result.ID
 	if result.Duplicate {
@@ -332,7 +348,7 @@ func (r *quarantineRetry) one(ctx context.Context, cfg *config, q *bus.Quarantin
 	if err := q.Remove(ctx, item); err != nil {
 		done.Error = fmt.Sprintf("it is stored as an event, but could not be removed: %v", err)
 	}
-	return done
+	return done, nil
 }
 
 // busPatience is how long a command waits until events can be stored.
@@ -365,7 +381,8 @@ func (c *config) openBus(ctx context.Context, stderr io.Writer) (*bus.Bus, func(
 
 type quarantineRm struct {
 	selected
-	Yes bool `help:"Do not ask."`
+	Yes  bool `help:"Do not ask."`
+	JSON bool `help:"Print JSON."`
 }
 
 func (r *quarantineRm) Run(c *cli) error {
@@ -397,6 +414,9 @@ func (r *quarantineRm) Run(c *cli) error {
 			if err := q.Remove(ctx, item); err != nil {
 				return fmt.Errorf("%d: %w", item.Sequence, err)
 			}
+		}
+		if r.JSON {
+			return printJSON(c.stdout, map[string]int{"removed": len(items)})
 		}
 		_, err = fmt.Fprintf(c.stdout, "%d removed\n", len(items))
 		return err

@@ -117,6 +117,8 @@ func (r *replayCmd) check(s replay.Selection) error {
 	selects := len(s.Filters)+len(s.Types)+len(s.IDs) > 0 || s.Subject != ""
 	ends := !s.Until.IsZero() || s.ToSeq > 0
 	switch {
+	case r.Yes && r.Consumer == "":
+		return usageError("--yes goes with --consumer, which is missing or empty")
 	case r.Consumer != "":
 		if r.Resume != "" || r.Name != "" || r.Keep != 0 || r.Rate != 0 || ends || selects {
 			return usageError("--consumer goes with --since or --from-seq alone: the server sets back a consumer's place in the stream, and all that its own filters let through from there on comes again; to select among that, or to slow it down, replay without --consumer")

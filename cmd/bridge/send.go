@@ -197,8 +197,18 @@ func newSecret(s signature.Scheme) string {
 	return "dev-" + rand.Text()
 }
 
+// printJSON prints v on one line; on a terminal without what that would obey.
 func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	return e.Encode(v)
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	text := b.String()
+	if terminal(w) {
+		text = harmless(text)
+	}
+	_, err := io.WriteString(w, text)
+	return err
 }

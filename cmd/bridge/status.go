@@ -9,10 +9,12 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -37,6 +39,7 @@ type statusCmd struct {
 // overview is what `bridge status` knows.
 type overview struct {
 	NATS      string           `json:"nats"`
+	Problem   string           `json:"problem,omitempty"` // why what follows is incomplete
 	Streams   []streamStatus   `json:"streams"`
 	Providers []providerStatus `json:"providers"`
 	// Index is nil if there is no indexer.
@@ -101,34 +104,41 @@ func (s *statusCmd) Run(c *cli) error {
 		return err
 	}
 	defer nc.Close()
-	st, err := readStatus(ctx, cfg, nc)
-	if err != nil {
-		return err
-	}
 	addresses := s.Admin
 	if len(addresses) == 0 {
 		addresses = []string{cfg.AdminAddr}
 	}
-	for _, a := range addresses {
-		st.Bridges = append(st.Bridges, askBridge(ctx, a))
+	st := &overview{Bridges: make([]bridgeStatus, len(addresses))}
+	var wg sync.WaitGroup
+	for i, a := range addresses {
+		wg.Go(func() { st.Bridges[i] = askBridge(ctx, a) })
 	}
+	failed := st.read(ctx, cfg, nc)
+	if cause := context.Cause(c.ctx); cause != nil {
+		failed = cause
+	}
+	wg.Wait()
+	if failed != nil {
+		st.Problem = failed.Error()
+	}
+	print := st.print
 	if s.JSON {
-		return printJSON(c.stdout, st)
+		print = func(w io.Writer) error { return printJSON(w, st) }
 	}
-	return st.print(c.stdout)
+	return cmp.Or(print(c.stdout), failed)
 }
 
-// readStatus asks NATS. Without the stream of events it fails; what else is
-// missing, it says.
-func readStatus(ctx context.Context, cfg *config, nc *nats.Conn) (*overview, error) {
+// read asks NATS. What is missing it says; after an error, what was found until
+// then is there.
+func (st *overview) read(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	js, err := jetstream.New(nc)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	st := &overview{NATS: fmt.Sprintf("%s, server %s", nc.ConnectedUrlRedacted(), nc.ConnectedServerVersion())}
+	st.NATS = fmt.Sprintf("%s, server %s", nc.ConnectedUrlRedacted(), nc.ConnectedServerVersion())
 	stream, err := js.Stream(ctx, cfg.Stream)
 	if err != nil {
-		return nil, streamError(cfg.Stream, "STREAM", err)
+		return streamError(cfg.Stream, "STREAM", err)
 	}
 	for _, name := range []string{cfg.Stream, cfg.QuarantineStream, "KV_" + cfg.DedupeBucket, "OBJ_" + bus.ObjectBucket(cfg.Stream)} {
 		st.Streams = append(st.Streams, readStream(ctx, js, name))
@@ -136,12 +146,12 @@ func readStatus(ctx context.Context, cfg *config, nc *nats.Conn) (*overview, err
 	for _, p := range normalize.Providers() {
 		ps, err := readProvider(ctx, stream, cfg.SubjectPrefix, p.Name)
 		if err != nil {
-			return nil, streamError(cfg.Stream, "STREAM", err)
+			return streamError(cfg.Stream, "STREAM", err)
 		}
 		st.Providers = append(st.Providers, ps)
 	}
 	if st.Quarantine, err = countQuarantined(ctx, js, cfg); err != nil {
-		return nil, streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
+		return streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
 	}
 	consumers := stream.ListConsumers(ctx)
 	for info := range consumers.Info() {
@@ -155,10 +165,10 @@ func readStatus(ctx context.Context, cfg *config, nc *nats.Conn) (*overview, err
 		st.Consumers = append(st.Consumers, cs)
 	}
 	if err := consumers.Err(); err != nil {
-		return nil, streamError(cfg.Stream, "STREAM", err)
+		return streamError(cfg.Stream, "STREAM", err)
 	}
 	slices.SortFunc(st.Consumers, func(a, b consumerStatus) int { return cmp.Compare(a.Name, b.Name) })
-	return st, nil
+	return nil
 }
 
 func readStream(ctx context.Context, js jetstream.JetStream, name string) streamStatus {
@@ -233,6 +243,9 @@ func countQuarantined(ctx context.Context, js jetstream.JetStream, cfg *config) 
 func askBridge(ctx context.Context, address string) bridgeStatus {
 	base := adminURL(address)
 	st := bridgeStatus{Address: base}
+	if u, err := url.Parse(base); err == nil {
+		st.Address = u.Redacted()
+	}
 	client := &http.Client{Timeout: 3 * time.Second}
 	defer client.CloseIdleConnections()
 	get := func(path string, read func(io.Reader) error) error {
@@ -245,6 +258,9 @@ func askBridge(ctx context.Context, address string) bridgeStatus {
 			return err
 		}
 		defer response.Body.Close()
+		if response.StatusCode != http.StatusOK && response.StatusCode != http.StatusServiceUnavailable {
+			return fmt.Errorf("no bridge's admin listener: status %d for %s", response.StatusCode, path)
+		}
 		return read(response.Body)
 	}
 	err := get("/readyz", func(r io.Reader) error { return json.NewDecoder(r).Decode(&st.Ready) })
@@ -288,6 +304,12 @@ func (s *overview) print(out io.Writer) error {
 	fmt.Fprintf(w, "NATS\t%s\n", s.NATS)
 	for _, b := range s.Bridges {
 		fmt.Fprintf(w, "bridge\t%s\t%s\n", b.Address, b.summary())
+		for _, warning := range b.Ready.Warnings {
+			fmt.Fprintf(w, "\twarning\t%s\n", warning)
+		}
+	}
+	if len(s.Streams) == 0 {
+		return w.Flush()
 	}
 	fmt.Fprintf(w, "\nSTREAM\tMESSAGES\tSIZE\tREPLICAS\tFIRST\tLAST\n")
 	for _, st := range s.Streams {
@@ -308,6 +330,9 @@ func (s *overview) print(out io.Writer) error {
 	if s.Index == nil {
 		fmt.Fprintf(w, "%s\tmissing: no bridge writes the index\n", dedupe.IndexerName)
 	}
+	if s.Problem != "" {
+		return w.Flush()
+	}
 	if len(s.Quarantine) == 0 {
 		fmt.Fprintf(w, "\nquarantine\tempty\n")
 	} else {
@@ -327,9 +352,6 @@ func (b bridgeStatus) summary() string {
 	parts := []string{"ready"}
 	if !b.Ready.Ready {
 		parts = []string{"not ready: " + strings.Join(b.Ready.Problems, "; ")}
-	}
-	if n := len(b.Ready.Warnings); n > 0 {
-		parts = append(parts, fmt.Sprintf("%d warnings", n))
 	}
 	parts = append(parts, fmt.Sprintf("index %d behind", b.Ready.IndexLagMessages))
 	if n := b.Ready.SpoolMessages; n != nil {

@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -17,6 +20,7 @@ import (
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/internal/binding"
 	"github.com/hookbus/bridge/normalize"
+	"github.com/hookbus/bridge/replay"
 )
 
 type tailCmd struct {
@@ -33,8 +37,14 @@ func (t *tailCmd) Run(c *cli) error {
 	if t.Since < 0 {
 		return usageError("--since must not be negative")
 	}
-	if _, known := normalize.ByName(t.Provider); t.Provider != "" && !known {
-		return usageError(fmt.Sprintf("--provider %s: it is one of %s", t.Provider, providerNames()))
+	if err := checkProvider(t.Provider); err != nil {
+		return err
+	}
+	if t.Outcome != "" && !slices.Contains(outcomes, t.Outcome) {
+		return usageError(fmt.Sprintf("--outcome %s: it is one of %s", t.Outcome, strings.Join(outcomes, ", ")))
+	}
+	if t.Filter != "" && !replay.ValidFilter(t.Filter) {
+		return usageError(fmt.Sprintf("--filter %q is no NATS subject: tokens with dots between, * for any one, > at the end for the rest", t.Filter))
 	}
 	if t.Provider != "" && t.Filter != "" {
 		return usageError("--provider and --filter exclude each other")
@@ -51,6 +61,17 @@ func (t *tailCmd) Run(c *cli) error {
 	}
 	defer nc.Close()
 	return t.print(ctx, nc, cfg, c.stdout)
+}
+
+// outcomes of an event.
+var outcomes = []string{"approved", "rejected", "review", "pending", "completed", "failed"}
+
+// checkProvider finds a provider that there is not.
+func checkProvider(name string) error {
+	if _, known := normalize.ByName(name); name != "" && !known {
+		return usageError(fmt.Sprintf("--provider %s: it is one of %s", name, providerNames()))
+	}
+	return nil
 }
 
 // connect reaches NATS as serve would, but gives up at once. What the user may
@@ -114,19 +135,22 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 		if err != nil {
 			return fmt.Errorf("stream %s: %w", cfg.Stream, err)
 		}
-		if err := t.printEvent(w, msg); err != nil {
+		if err := t.printEvent(ctx, js, w, msg); err != nil {
 			return err
 		}
 	}
 }
 
-func (t *tailCmd) printEvent(w io.Writer, msg jetstream.Msg) error {
+func (t *tailCmd) printEvent(ctx context.Context, js jetstream.JetStream, w io.Writer, msg jetstream.Msg) error {
 	ce, err := binding.Decode(msg.Headers(), msg.Data())
 	if err != nil {
 		if t.Type+t.Outcome+t.Entity != "" {
 			return nil
 		}
-		_, err = fmt.Fprintf(w, "%s  not a CloudEvent\n", msg.Subject())
+		if t.JSON {
+			return printJSON(w, map[string]string{"nats_subject": msg.Subject(), "error": "not a CloudEvent"})
+		}
+		_, err = fmt.Fprintf(w, "%s  not a CloudEvent\n", harmless(msg.Subject()))
 		return err
 	}
 	outcome, _ := ce.Extensions()["outcome"].(string)
@@ -134,11 +158,21 @@ func (t *tailCmd) printEvent(w io.Writer, msg jetstream.Msg) error {
 	if differs(t.Type, ce.Type()) || differs(t.Outcome, outcome) || differs(t.Entity, ce.Subject()) {
 		return nil
 	}
-	if t.JSON {
-		return printJSON(w, ce)
+	if !t.JSON {
+		_, err = fmt.Fprintln(w, harmless(eventLine(msg.Subject(), ce)))
+		return err
 	}
-	_, err = fmt.Fprintln(w, eventLine(msg.Subject(), ce))
-	return err
+	if ref, ok := ce.Extensions()["dataref"].(string); ok {
+		body, err := bus.ReadObject(ctx, js, ref)
+		if err != nil {
+			return printJSON(w, map[string]string{"id": ce.ID(), "type": ce.Type(), "error": "its body cannot be read: " + err.Error()})
+		}
+		ce.DataEncoded = body
+	}
+	if len(ce.Data()) > 0 && !json.Valid(ce.Data()) {
+		return printJSON(w, map[string]string{"id": ce.ID(), "type": ce.Type(), "error": "its data is no JSON"})
+	}
+	return printJSON(w, ce)
 }
 
 // eventLine shows an event without its data.

@@ -87,7 +87,7 @@ async function one(msg) {
     }
     // Only when it is put aside it may be given up.
     const kept = headers();
-    for (const [name, values] of msg.headers) if (!name.startsWith("Nats-")) kept.append(name, values[0]); // those are the server's
+    for (const [name, values] of msg.headers ?? []) if (!name.startsWith("Nats-")) kept.append(name, values[0]); // those are the server's
     await js.publish(`dead.${durable}.${msg.subject}`, msg.data, { headers: kept, msgID: `${durable}-${msg.seq}` });
     msg.term(err.message);
     console.log(`given up after ${n} attempts: ${err.message}`);
@@ -99,7 +99,9 @@ const messages = await consumer.consume({ max_messages: 100 });
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => messages.stop());
 console.log(`consuming ${stream} as ${durable}`);
 for await (const msg of messages) {
-  await one(msg); // the one at hand is finished before the service stops
+  // The one at hand is finished before the service stops. What is neither
+  // acknowledged nor refused comes again.
+  await one(msg).catch((err) => console.error(err.message));
 }
 await nc.drain();
 console.log("stopped");

@@ -55,7 +55,9 @@ func Decode(h nats.Header, body []byte) (event.Event, error) {
 			ce.SetExtension(name, value)
 		}
 	}
-	ce.DataEncoded = body
+	if len(body) > 0 {
+		ce.DataEncoded = body
+	}
 	return ce, ce.Validate()
 }
 

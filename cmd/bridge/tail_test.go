@@ -1,0 +1,68 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/hookbus/bridge/internal/natstest"
+)
+
+// Events that are not in their message, or are none, do not end tail, and what it
+// prints as JSON is JSON.
+func TestTailOddMessages(t *testing.T) {
+	environ := environment(t, "BRIDGE_DATASPIKE_SECRETS=whsec_0102", "BRIDGE_MAX_BODY_BYTES=8MiB", "BRIDGE_MAX_IN_FLIGHT_BYTES=64MiB")
+	r := serve(t, environ)
+	defer r.stop(t)
+	file := filepath.Join(t.TempDir(), "large")
+	// The embedded server takes what MAX_BODY_BYTES allows: the message is made
+	// as a bridge in front of another server would.
+	if err := os.WriteFile(file, []byte(`{"id":"a","event_type":"DOCVER","timestamp":"2026-01-01T00:00:00Z","payload":{"applicant_id":"x"}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := command(t, environ, "send", "dataspike", "--file", file); code != 0 {
+		t.Fatal(out, errs)
+	}
+	nc := natstest.Connect(t, "nats://"+value(environ, "BRIDGE_EMBEDDED_LISTEN"))
+	event := func(more ...string) nats.Header {
+		h := nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"odd\x1b[2J"}, "ce-type": {"io.dataspike.docver"}, "ce-source": {"urn:x"}, "ce-datacontenttype": {"application/json"}}
+		for i := 0; i < len(more); i += 2 {
+			h[more[i]] = []string{more[i+1]}
+		}
+		return h
+	}
+	for _, m := range []*nats.Msg{
+		{Subject: "webhooks.dataspike.docver", Data: []byte("plain")},
+		{Subject: "webhooks.dataspike.docver", Header: event(), Data: []byte("no JSON")},
+		{Subject: "webhooks.dataspike.docver", Header: event("ce-dataref", "nats-object:WEBHOOKS_BODIES/none")},
+		{Subject: "webhooks.dataspike.docver", Header: event("ce-id", "last"), Data: []byte("{}")},
+	} {
+		if _, err := nc.RequestMsg(m, 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range [][]string{{"tail", "--since", "1h"}, {"tail", "--since", "1h", "--json"}} {
+		tail := launch(t, environ, args...)
+		natstest.Eventually(t, 20*time.Second, "the last event is shown", func() bool { return strings.Contains(tail.stdout.String(), "last") })
+		tail.stop(t)
+		lines := strings.Split(strings.TrimSpace(tail.stdout.String()), "\n")
+		if len(lines) != 5 || strings.Contains(tail.stdout.String(), "\x1b") {
+			t.Errorf("%v: %d lines:\n%q", args, len(lines), tail.stdout.String())
+		}
+		for _, line := range lines {
+			if args[len(args)-1] == "--json" && !json.Valid([]byte(line)) {
+				t.Errorf("no JSON: %s", line)
+			}
+		}
+	}
+	for _, args := range [][]string{{"--outcome", "nonsense"}, {"--provider", "nobody"}, {"--filter", "webhooks..x"}, {"--provider", "dfns", "--filter", "webhooks.>"}} {
+		if code, _, errs := command(t, environ, append([]string{"tail"}, args...)...); code != exitUsage {
+			t.Errorf("%v: exit %d: %s", args, code, errs)
+		}
+	}
+}
