@@ -47,3 +47,9 @@ func SetSpoolGrace(t *testing.T, d time.Duration) {
 	spoolGrace = d
 	t.Cleanup(func() { spoolGrace = old })
 }
+
+// Probe has the disk be probed for that long.
+func (s *Spool) Probe(d time.Duration) {
+	s.slow.Store(true)
+	time.AfterFunc(d, func() { s.slow.Store(false) })
+}

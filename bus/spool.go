@@ -161,15 +161,25 @@ func (s *Spool) Close() {
 // Put writes to the disk and returns when that is synced. An event must have its
 // id. The errors are [ErrUnavailable] and [ErrNotPublishable].
 func (s *Spool) Put(ctx context.Context, item Spooled) error {
+	err := s.put(ctx, item)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		// Once more: it may have been this process that stood still. What is
+		// written twice is recognised when it leaves.
+		err = s.put(ctx, item)
+	}
+	return err
+}
+
+func (s *Spool) put(ctx context.Context, item Spooled) error {
 	ctx, cancel := context.WithTimeout(ctx, spoolTimeout)
 	defer cancel()
-	for !s.mu.TryRLock() { // it is being opened
+	for s.slow.Load() || !s.mu.TryRLock() { // it is being probed, or opened
 		if wait(ctx, time.Millisecond); ctx.Err() != nil {
 			return fmt.Errorf("%w: spool: %w", ErrUnavailable, ctx.Err())
 		}
 	}
 	defer s.mu.RUnlock()
-	if s.store == nil || s.broken.Load() || s.slow.Load() || s.tight.Load() {
+	if s.store == nil || s.broken.Load() || s.tight.Load() {
 		return fmt.Errorf("%w: %s", ErrUnavailable, s.Problem())
 	}
 	failpoint.Hit("spool-write")

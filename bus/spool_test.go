@@ -577,3 +577,17 @@ func TestSpoolHasOneTimeOfReceipt(t *testing.T) {
 		}
 	}
 }
+
+// While a disk that did not answer in time is probed, what comes waits for that:
+// as a rule it was the process that stood still.
+func TestSpoolWaitsForItsProbe(t *testing.T) {
+	s := openSpool(t, spoolConfig(t.TempDir()))
+	defer s.Close()
+	s.Probe(50 * time.Millisecond)
+	mustPut(t, s, bus.Spooled{Event: entityEvent(t, "a", 1)})
+
+	s.Probe(time.Hour) // a disk that hangs
+	if err := s.Put(t.Context(), bus.Spooled{Event: entityEvent(t, "a", 2)}); !errors.Is(err, bus.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+}
