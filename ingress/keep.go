@@ -60,6 +60,11 @@ func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time
 	defer cancel()
 	a, err := h.deliver(inTime, &item, once)
 	if err != nil && h.spool != nil {
+		// What came while this was under way came before it: a copy among that
+		// may be stored.
+		if e := item.Event; e != nil && e.Identity.Judged() {
+			e.Received = h.now()
+		}
 		var full error
 		if a, full = h.put(ctx, &item); full == nil {
 			return a
