@@ -117,12 +117,12 @@ func rewrite(schema any, provider string) any {
 		if to, ok := v["$ref"].(string); ok {
 			_, name, _ := strings.Cut(to, "#/$defs/")
 			delete(out, "$ref")
-			if to := ref("schemas", provider+"."+name); len(out) == 0 {
-				return to
-			} else {
-				all, _ := out["allOf"].([]any)
-				out["allOf"] = append(all, to)
+			target := ref("schemas", provider+"."+name)
+			if len(out) == 0 {
+				return target
 			}
+			all, _ := out["allOf"].([]any)
+			out["allOf"] = append(all, target)
 		}
 		return out
 	}

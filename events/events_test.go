@@ -224,6 +224,3 @@ func TestAmounts(t *testing.T) {
 		}
 	}
 }
-
-// A message of jetstream is one of ours.
-var _ events.Msg = jetstream.Msg(nil)

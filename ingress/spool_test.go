@@ -437,3 +437,48 @@ func TestReportPastAFullSpool(t *testing.T) {
 		t.Error("the spool was not asked")
 	}
 }
+
+// doubting is in doubt about every report, after a while.
+type doubting struct {
+	passThrough
+	r *rig
+}
+
+func (d doubting) OnceCertain(_ context.Context, e *normalize.Event, _ dedupe.Publish) (dedupe.Result, error) {
+	d.r.setNow(start.Add(time.Second))
+	e.SetToken("token")
+	return dedupe.Result{}, dedupe.ErrDoubt
+}
+
+// roomy is an empty spool that shows what it is given.
+type roomy struct {
+	stuck
+	got []bus.Spooled
+}
+
+func (s *roomy) Put(_ context.Context, item bus.Spooled) error {
+	s.got = append(s.got, item)
+	return nil
+}
+func (*roomy) Empty(context.Context) bool { return true }
+
+// A report that was under way before it went into the spool is judged by when it
+// went there: a copy that came meanwhile may be stored.
+func TestReportSpooledAfterADoubt(t *testing.T) {
+	r := oneServer(t)
+	waldo := provider(t, "waldo")
+	verifier, err := waldo.Scheme.NewVerifier(secrets(waldo), tolerance)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &roomy{}
+	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, doubting{r: r}, r.bus, s, nil,
+		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 8, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, func() time.Time { return *r.now.Load() }, discard(), newRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.serve(r.signed(waldo, []byte(`{"customerId":"c-1","event":"flag","flag":true}`))).expect(t, http.StatusOK, "spooled")
+	if len(s.got) != 1 || !s.got[0].Event.Received.Equal(start.Add(time.Second)) {
+		t.Errorf("in the spool: %+v", s.got)
+	}
+}

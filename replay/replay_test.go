@@ -656,9 +656,6 @@ func TestConnectionLost(t *testing.T) {
 }
 
 func TestClusterLosesItsLeader(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
 	c := natstest.Cluster(t, 3)
 	r := newRigOn(t, c.URL(), 3)
 	r.store(0, 5000)

@@ -165,9 +165,6 @@ func TestResetUnderAClient(t *testing.T) {
 }
 
 func TestResetInACluster(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
 	r := newRigOn(t, natstest.Cluster(t, 3).URL(), 3)
 	r.store(0, 30)
 	consumer := r.consumer(jetstream.ConsumerConfig{Durable: "three", AckPolicy: jetstream.AckExplicitPolicy})

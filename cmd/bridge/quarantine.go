@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -267,6 +266,16 @@ type retried struct {
 	Error    string `json:"error,omitempty"`
 }
 
+func (r retried) String() string {
+	switch {
+	case r.Error != "":
+		return fmt.Sprintf("%d  %s  %s", r.Sequence, r.Result, r.Error)
+	case r.ID != "":
+		return fmt.Sprintf("%d  %s  id=%s", r.Sequence, r.Result, r.ID)
+	}
+	return fmt.Sprintf("%d  %s", r.Sequence, r.Result)
+}
+
 func (r *quarantineRetry) Run(c *cli) error {
 	if err := r.check(); err != nil {
 		return err
@@ -307,7 +316,7 @@ func (r *quarantineRetry) Run(c *cli) error {
 			if r.JSON {
 				err = printJSON(c.stdout, done)
 			} else {
-				_, err = fmt.Fprintf(c.stdout, "%d  %s  %s\n", done.Sequence, done.Result, cmp.Or(done.Error, "id="+done.ID))
+				_, err = fmt.Fprintln(c.stdout, done)
 			}
 			if err != nil {
 				return err
@@ -394,7 +403,7 @@ func (r *quarantineRm) Run(c *cli) error {
 		if err != nil {
 			return err
 		}
-		if len(items) == 0 {
+		if len(items) == 0 && !r.JSON {
 			_, err := fmt.Fprintln(c.stdout, "There is nothing to remove.")
 			return err
 		}
@@ -405,7 +414,7 @@ func (r *quarantineRm) Run(c *cli) error {
 		for _, what := range slices.Sorted(maps.Keys(reasons)) {
 			fmt.Fprintf(c.stderr, "%6d  %s\n", reasons[what], what)
 		}
-		if !r.Yes {
+		if !r.Yes && len(items) > 0 {
 			if err := c.confirm(fmt.Sprintf("Remove %d for good?", len(items))); err != nil {
 				return err
 			}

@@ -51,6 +51,7 @@ func TestQuarantineCommands(t *testing.T) {
 		{[]string{"ls"}, 0, []string{"identity_missing"}},
 		{[]string{"rm", "--all", "--yes"}, 0, []string{"1 removed"}},
 		{[]string{"rm", "--all", "--yes"}, 0, []string{"There is nothing to remove."}},
+		{[]string{"rm", "--all", "--yes", "--json"}, 0, []string{`{"removed":0}`}},
 	} {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
 			code, out, errs := command(t, environ, append([]string{"quarantine"}, test.args...)...)

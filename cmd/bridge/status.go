@@ -38,12 +38,10 @@ type statusCmd struct {
 
 // overview is what `bridge status` knows.
 type overview struct {
-	NATS      string           `json:"nats"`
-	Problem   string           `json:"problem,omitempty"` // why what follows is incomplete
-	Streams   []streamStatus   `json:"streams"`
-	Providers []providerStatus `json:"providers"`
-	// Index is nil if there is no indexer.
-	Index      *indexStatus      `json:"index,omitempty"`
+	NATS       string            `json:"nats"`
+	Problem    string            `json:"problem,omitempty"` // why what follows is incomplete
+	Streams    []streamStatus    `json:"streams"`
+	Providers  []providerStatus  `json:"providers"`
 	Quarantine map[string]uint64 `json:"quarantine"` // by provider and reason
 	Consumers  []consumerStatus  `json:"consumers"`
 	Bridges    []bridgeStatus    `json:"bridges"`
@@ -66,10 +64,6 @@ type providerStatus struct {
 	Events uint64    `json:"events"`
 	First  time.Time `json:"first,omitzero"`
 	Last   time.Time `json:"last,omitzero"`
-}
-
-type indexStatus struct {
-	Behind uint64 `json:"behind"` // messages
 }
 
 type consumerStatus struct {
@@ -155,9 +149,6 @@ func (st *overview) read(ctx context.Context, cfg *config, nc *nats.Conn) error 
 	}
 	consumers := stream.ListConsumers(ctx)
 	for info := range consumers.Info() {
-		if info.Name == dedupe.IndexerName {
-			st.Index = &indexStatus{Behind: info.NumPending + uint64(info.NumAckPending)}
-		}
 		cs := consumerStatus{Name: info.Name, Pending: info.NumPending, Unacked: info.NumAckPending, Redelivered: info.NumRedelivered}
 		if info.Delivered.Last != nil {
 			cs.LastActive = *info.Delivered.Last
@@ -323,15 +314,15 @@ func (s *overview) print(out io.Writer) error {
 	for _, p := range s.Providers {
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", p.Name, p.Events, ago(p.First), ago(p.Last))
 	}
+	if s.Problem != "" { // which is printed as the error
+		return w.Flush()
+	}
 	fmt.Fprintf(w, "\nCONSUMER\tPENDING\tUNACKED\tREDELIVERED\tLAST ACTIVE\n")
 	for _, c := range s.Consumers {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\n", c.Name, c.Pending, c.Unacked, c.Redelivered, ago(c.LastActive))
 	}
-	if s.Index == nil {
+	if !slices.ContainsFunc(s.Consumers, func(c consumerStatus) bool { return c.Name == dedupe.IndexerName }) {
 		fmt.Fprintf(w, "%s\tmissing: no bridge writes the index\n", dedupe.IndexerName)
-	}
-	if s.Problem != "" {
-		return w.Flush()
 	}
 	if len(s.Quarantine) == 0 {
 		fmt.Fprintf(w, "\nquarantine\tempty\n")
