@@ -13,11 +13,11 @@ COMMIT  ?= $(shell git rev-parse --verify --short HEAD 2>/dev/null || echo none)
 DATE    ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
-.PHONY: help run test lint fuzz faults soak bench generate check-asyncapi test-node build image clean
+.PHONY: help run test lint fuzz faults soak bench generate check-asyncapi test-node verify-k8s e2e-k8s e2e-images build image clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
 run: ## Try everything in one process, with an embedded NATS server
 	go run ./cmd/bridge dev
@@ -60,14 +60,41 @@ test-node: ## Try the service for Node against a running bridge (needs Node and 
 	cd examples/node && npm ci --silent
 	go test -tags node -count=1 -run TestNodeService ./examples
 
+OVERLAYS   = $(sort $(dir $(wildcard deploy/k8s/overlays/*/kustomization.yaml)))
+COMPONENTS = $(sort $(dir $(wildcard deploy/k8s/components/*/kustomization.yaml)))
+EMPTY     :=
+# A program that checks kustomize folders with the API server's own code, if there is one.
+K8S_VERIFY ?=
+
+verify-k8s: ## Render every overlay, bare and with every component, and check it strictly
+	go run -C tools ./verify-k8s $(patsubst %/,../%,$(OVERLAYS)) \
+		$(foreach o,production spool,../deploy/k8s/overlays/$(o)$(subst $(EMPTY) ,,$(patsubst %/,+../%,$(COMPONENTS))))
+	$(if $(K8S_VERIFY),$(K8S_VERIFY) -psa restricted $(OVERLAYS))
+
 build: ## Build the static binary bin/bridge
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o bin/bridge ./cmd/bridge
 
-IMAGE ?= bridge:$(VERSION)
+IMAGE     ?= bridge:$(VERSION)
+IMAGE_TAR ?= bin/bridge.tar
 
-image: ## Pack bin/bridge.tar, a container image from scratch, without a container engine
+image: ## Pack IMAGE_TAR (bin/bridge.tar), a container image from scratch, without a container engine
 	GOOS=linux CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o bin/image/bridge ./cmd/bridge
-	go run -C tools ./image -binary ../bin/image/bridge -output ../bin/bridge.tar -ref $(IMAGE) -version $(VERSION) -revision $(COMMIT) -created $(DATE)
+	go run -C tools ./image -binary ../bin/image/bridge -output ../$(IMAGE_TAR) -ref $(IMAGE) -version $(VERSION) -revision $(COMMIT) -created $(DATE)
+
+# What takes an image archive into the cluster: kind load image-archive, k3d image import.
+E2E_LOAD ?=
+E2E_ARGS ?=
+
+e2e-images: ## Pack the images that e2e-k8s runs into bin/, and load each with E2E_LOAD
+	$(MAKE) image IMAGE=bridge:e2e IMAGE_TAR=bin/e2e-bridge.tar
+	$(MAKE) image IMAGE=bridge:e2e-next IMAGE_TAR=bin/e2e-bridge-next.tar VERSION=next
+	GOOS=linux CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o bin/image/nats-server github.com/nats-io/nats-server/v2
+	go run -C tools ./image -binary ../bin/image/nats-server -path /usr/local/bin/nats-server -user 1000:1000 -title nats-server \
+		-description "NATS server" -output ../bin/e2e-nats.tar -ref nats:e2e -created $(DATE)
+	$(if $(E2E_LOAD),set -e; for tar in bridge bridge-next nats; do $(E2E_LOAD) bin/e2e-$$tar.tar; done)
+
+e2e-k8s: ## Do to a cluster (KUBECONFIG) what operators do, under load; see CONTRIBUTING.md
+	go test -tags e2e -count=1 -v -timeout 1h ./deploy/e2e -nats-image=nats:e2e $(E2E_ARGS)
 
 clean: ## Remove what build made
 	rm -rf bin

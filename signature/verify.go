@@ -18,6 +18,9 @@ type Verifier struct {
 	tolerance time.Duration
 }
 
+// Slots returns how many secrets there are, of which each is a slot, counted from 0.
+func (v *Verifier) Slots() int { return len(v.keys) }
+
 // NewVerifier returns a Verifier that accepts any of the secrets, as a rotation needs. White space
 // around a secret does not count. Tolerance is how far the signed time may be from the clock, in
 // either direction; it is our policy, except that Dfns's samples use 5 minutes.

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/hookbus/bridge/ingress"
 	"github.com/hookbus/bridge/normalize"
 	"github.com/hookbus/bridge/signature"
@@ -79,6 +81,15 @@ func (v *verifier) reload() error {
 		v.current.Store(next)
 	}
 	return err
+}
+
+// inUse tells how many secrets are in use: that a rotation has come in.
+func (v *verifier) inUse(provider string) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "bridge_secrets",
+		Help:        "Secrets in use; in a rotation the old and the new.",
+		ConstLabels: prometheus.Labels{"provider": provider},
+	}, func() float64 { return float64(v.current.Load().Slots()) })
 }
 
 // endpoints returns the providers that have a secret, and how to reload those

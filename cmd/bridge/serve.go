@@ -119,6 +119,9 @@ func start(ctx context.Context, cfg *config, log *slog.Logger) (_ *bridge, err e
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
+	for _, e := range endpoints {
+		registry.MustRegister(e.Verifier.(*verifier).inUse(e.Provider.Name))
+	}
 	if b.bus, err = bus.Open(ctx, cfg.busConfig(), log, registry); err != nil {
 		return nil, err
 	}

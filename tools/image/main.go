@@ -12,6 +12,7 @@ import (
 	"log"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -21,37 +22,48 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// user runs the binary: nobody on any system.
-const user = "65532:65532"
+// contents is what goes into an image.
+type contents struct {
+	binary, path       string
+	user               string
+	title, description string
+	version, revision  string
+	created            string
+}
 
 func main() {
 	log.SetFlags(0)
-	binary := flag.String("binary", "", "static Linux binary")
+	var c contents
+	flag.StringVar(&c.binary, "binary", "", "static Linux binary")
+	flag.StringVar(&c.path, "path", "/bridge", "where it is in the image")
+	flag.StringVar(&c.user, "user", "65532:65532", "user and group that run it")
+	flag.StringVar(&c.title, "title", "bridge", "name, for the label")
+	flag.StringVar(&c.description, "description", "webhooks of identity, fraud and custody providers as CloudEvents on NATS JetStream", "one line, for the label")
+	flag.StringVar(&c.version, "version", "dev", "version, for the label")
+	flag.StringVar(&c.revision, "revision", "", "commit, for the label")
+	flag.StringVar(&c.created, "created", "", "time of the commit, RFC 3339")
 	ref := flag.String("ref", "bridge:dev", "name and tag")
-	version := flag.String("version", "dev", "version, for the label")
-	revision := flag.String("revision", "", "commit, for the label")
-	created := flag.String("created", "", "time of the commit, RFC 3339")
 	output := flag.String("output", "", "archive to write")
 	flag.Parse()
-	if err := pack(*binary, *ref, *version, *revision, *created, *output); err != nil {
+	if err := c.pack(*ref, *output); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func pack(binary, ref, version, revision, created, output string) error {
+func (c contents) pack(ref, output string) error {
 	tag, err := name.NewTag(ref)
 	if err != nil {
 		return err
 	}
-	at, err := time.Parse(time.RFC3339, created)
+	at, err := time.Parse(time.RFC3339, c.created)
 	if err != nil {
 		return fmt.Errorf("-created: %w", err)
 	}
-	program, err := os.ReadFile(binary)
+	program, err := os.ReadFile(c.binary)
 	if err != nil {
 		return err
 	}
-	layer, err := layerOf(program, at)
+	layer, err := layerOf(c.path, program, at)
 	if err != nil {
 		return err
 	}
@@ -64,13 +76,13 @@ func pack(binary, ref, version, revision, created, output string) error {
 		RootFS:  rootFS(image),
 		History: []v1.History{{CreatedBy: "make image", Created: v1.Time{Time: at}}},
 		Config: v1.Config{
-			User: user, Entrypoint: []string{"/bridge"}, WorkingDir: "/",
+			User: c.user, Entrypoint: []string{c.path}, WorkingDir: "/",
 			ExposedPorts: map[string]struct{}{"8080/tcp": {}, "9090/tcp": {}},
 			Labels: map[string]string{
-				"org.opencontainers.image.title":       "bridge",
-				"org.opencontainers.image.description": "webhooks of identity, fraud and custody providers as CloudEvents on NATS JetStream",
-				"org.opencontainers.image.version":     version,
-				"org.opencontainers.image.revision":    revision,
+				"org.opencontainers.image.title":       c.title,
+				"org.opencontainers.image.description": c.description,
+				"org.opencontainers.image.version":     c.version,
+				"org.opencontainers.image.revision":    c.revision,
 				"org.opencontainers.image.created":     at.UTC().Format(time.RFC3339),
 				"org.opencontainers.image.licenses":    "Apache-2.0",
 			},
@@ -100,14 +112,14 @@ func rootFS(image v1.Image) v1.RootFS {
 }
 
 // layerOf returns a layer of the program and what a process expects of a system.
-func layerOf(program []byte, at time.Time) (v1.Layer, error) {
+func layerOf(path string, program []byte, at time.Time) (v1.Layer, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, f := range []struct {
 		header tar.Header
 		body   []byte
 	}{
-		{tar.Header{Name: "bridge", Mode: 0o755}, program},
+		{tar.Header{Name: strings.TrimPrefix(path, "/"), Mode: 0o755}, program},
 		{tar.Header{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o755}, nil},
 		{tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("nonroot:x:65532:65532:nonroot:/:/sbin/nologin\n")},
 		{tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}, nil},
