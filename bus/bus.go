@@ -106,7 +106,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 		}),
 	}
 	b.state.Store(&State{
-		Problems: []string{"not connected to NATS"},
+		Problems: []string{"nothing known of NATS yet"},
 		refused:  map[string]string{cfg.Stream: notLookedAt, cfg.QuarantineStream: notLookedAt},
 		changed:  make(chan struct{}),
 	})

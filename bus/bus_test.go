@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -374,4 +375,38 @@ func TestCloseTwice(t *testing.T) {
 	closeBus(t, b)
 	closeBus(t, b)
 	wantError(t, b, newEvent(t, 1), bus.ErrUnavailable)
+}
+
+// logged keeps what was logged.
+type logged struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// A bridge that waits for NATS at its start says so once, not nothing.
+func TestLogsThatNATSIsAway(t *testing.T) {
+	cfg := testConfig()
+	cfg.URL = "nats://127.0.0.1:" + strconv.Itoa(natstest.FreePort(t))
+	var log logged
+	b, err := bus.Open(t.Context(), cfg, slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, b)
+	waitProblem(t, b, "not connected to NATS")
+	natstest.Eventually(t, within, "it is logged", func() bool {
+		return strings.Contains(log.String(), `level=ERROR msg="not ready" problem="not connected to NATS`)
+	})
 }

@@ -151,7 +151,7 @@ func (c *cluster) kustomization(t target) string {
 		fmt.Fprintf(&b, "components:\n- %s/components/%s\n", manifests, t.components)
 	}
 	fmt.Fprintf(&b, "images:\n- {name: bridge, newName: %s, newTag: %q}\n- {name: nats, newName: %s, newTag: %q}\n", bridge, bridgeTag, nats, natsTag)
-	b.WriteString("patches:\n- target: {kind: Service, name: ^bridge$}\n  patch: '[{op: add, path: /spec/type, value: NodePort}]'\n")
+	b.WriteString("patches:\n- target: {kind: Service, name: ^bridge$}\n  patch: '[{\"op\":\"add\",\"path\":\"/spec/type\",\"value\":\"NodePort\"}]'\n")
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(b.String()), 0o644); err != nil {
 		c.t.Fatal(err)
 	}

@@ -31,12 +31,23 @@ func startServer(t *testing.T) *server.Server {
 		t.Setenv(name, strings.ToLower(name))
 	}
 	t.Setenv("POD_NAME", "nats-0")
+	for i := range 3 { // as nats.yaml has them
+		t.Setenv(fmt.Sprintf("NATS_ROUTE_%d", i), fmt.Sprintf(`"nats://route:nats_route_password@nats-%d.nats-cluster:6222"`, i))
+	}
 	o, err := server.ProcessConfigFile("nats.conf")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !o.JetStream || !o.SyncAlways || o.LameDuckDuration == 0 {
 		t.Error("JetStream, its sync or the lame duck mode is not as the manifests promise")
+	}
+	if len(o.Routes) != 3 {
+		t.Errorf("%d routes", len(o.Routes))
+	}
+	for _, route := range o.Routes { // without it the servers refuse each other
+		if password, _ := route.User.Password(); route.User.Username() != o.Cluster.Username || password != o.Cluster.Password {
+			t.Errorf("a route that does not know the password of the others: %s", route.Redacted())
+		}
 	}
 	o.Cluster, o.Routes = server.ClusterOpts{}, nil
 	o.Host, o.Port, o.HTTPPort, o.PidFile, o.StoreDir = "127.0.0.1", server.RANDOM_PORT, 0, "", t.TempDir()
