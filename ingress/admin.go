@@ -3,7 +3,9 @@ package ingress
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -21,17 +23,20 @@ type Admin struct {
 	state    func() *bus.State
 	lag      func() dedupe.Lag
 	spool    Spool // nil: none
+	level    *slog.LevelVar
+	log      *slog.Logger
 	draining atomic.Bool
 }
 
 // NewAdmin returns the admin handler: /livez says that the process runs,
 // /readyz whether events can be stored and what a 200 is worth, /metrics is
 // Prometheus's, /schemas/ the JSON Schemas of the events, /asyncapi.json that
-// document. An index further behind than the stream's duplicate window is
+// document, /loglevel the level of the log, which a PUT changes until the process
+// ends. An index further behind than the stream's duplicate window is
 // reported, since redeliveries may then be stored again. The spool may be nil;
 // with one that works, an outage of NATS is a warning only.
-func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, asyncapi []byte, reg prometheus.Gatherer) *Admin {
-	a := &Admin{mux: http.NewServeMux(), state: state, lag: lag, spool: spool}
+func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, asyncapi []byte, reg prometheus.Gatherer, level *slog.LevelVar, log *slog.Logger) *Admin {
+	a := &Admin{mux: http.NewServeMux(), state: state, lag: lag, spool: spool, level: level, log: log}
 	a.mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	a.mux.HandleFunc("GET /readyz", a.readyz)
 	a.mux.Handle("GET /schemas/", http.StripPrefix("/schemas/", http.FileServerFS(schemas.FS())))
@@ -39,6 +44,8 @@ func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, async
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(asyncapi)
 	})
+	a.mux.HandleFunc("GET /loglevel", func(w http.ResponseWriter, _ *http.Request) { a.showLevel(w) })
+	a.mux.HandleFunc("PUT /loglevel", a.setLevel)
 	a.mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	return a
 }
@@ -98,4 +105,26 @@ func (a *Admin) readyz(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	json.NewEncoder(w).Encode(r)
+}
+
+func (a *Admin) showLevel(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(map[string]string{"level": strings.ToLower(a.level.Level().String())})
+}
+
+func (a *Admin) setLevel(w http.ResponseWriter, r *http.Request) {
+	var body struct {
+		Level *slog.Level `json:"level"`
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<10)).Decode(&body); err != nil || body.Level == nil {
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(http.StatusBadRequest)
+		json.NewEncoder(w).Encode(map[string]any{"status": http.StatusBadRequest, "title": `The body is no {"level":"debug"}, with debug, info, warn or error.`})
+		return
+	}
+	from, to := a.level.Level(), *body.Level
+	a.level.Set(min(from, to)) // so that it is logged in any case
+	a.log.Warn("log level changed", "from", from, "to", to)
+	a.level.Set(to)
+	a.showLevel(w)
 }

@@ -529,6 +529,41 @@ func TestNothingLeaks(t *testing.T) {
 	}
 }
 
+func TestLogLevel(t *testing.T) {
+	r := oneServer(t)
+	for _, test := range []struct {
+		method, body string
+		status       int
+		level        string // from then on
+	}{
+		{http.MethodGet, "", http.StatusOK, "debug"},
+		{http.MethodPut, `{"level":"error"}`, http.StatusOK, "error"},
+		{http.MethodPut, `{"level":"WARN"}`, http.StatusOK, "warn"},
+		{http.MethodPut, `{"level":"loud"}`, http.StatusBadRequest, "warn"},
+		{http.MethodPut, `{}`, http.StatusBadRequest, "warn"},
+		{http.MethodPut, `debug`, http.StatusBadRequest, "warn"},
+		{http.MethodPut, `{"level":"` + strings.Repeat("debug", 1000) + `"}`, http.StatusBadRequest, "warn"},
+		{http.MethodDelete, "", http.StatusMethodNotAllowed, "warn"},
+	} {
+		w := httptest.NewRecorder()
+		r.admin.ServeHTTP(w, httptest.NewRequest(test.method, "/loglevel", strings.NewReader(test.body)))
+		if w.Code != test.status || strings.ToLower(r.level.Level().String()) != test.level {
+			t.Errorf("%s %.30s: %d %s, and the level is %v", test.method, test.body, w.Code, w.Body, r.level.Level())
+		}
+		if want := `{"level":"` + test.level + `"}`; w.Code == http.StatusOK && strings.TrimSpace(w.Body.String()) != want {
+			t.Errorf("%s %s: got %s, want %s", test.method, test.body, w.Body, want)
+		}
+		if got := w.Header().Get("Content-Type"); w.Code == http.StatusBadRequest && got != "application/problem+json" {
+			t.Errorf("Content-Type %s", got)
+		}
+	}
+	for _, change := range []string{`"from":"DEBUG","to":"ERROR"`, `"from":"ERROR","to":"WARN"`} {
+		if !strings.Contains(r.log.String(), change) {
+			t.Errorf("no %s in the log", change)
+		}
+	}
+}
+
 func TestAdmin(t *testing.T) {
 	s := natstest.Server(t)
 	r := newRig(t, s.ClientURL()).ready()

@@ -45,6 +45,7 @@ type rig struct {
 	bus      *bus.Bus
 	js       jetstream.JetStream
 	log      *syncBuffer
+	level    slog.LevelVar
 
 	now atomic.Pointer[time.Time]
 }
@@ -80,7 +81,8 @@ func newSpoolRig(t testing.TB, url string, spool bus.SpoolConfig, options ...rig
 	}
 	r := &rig{t: t, registry: prometheus.NewRegistry(), log: &syncBuffer{}}
 	r.setNow(start)
-	log := slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	r.level.Set(slog.LevelDebug)
+	log := slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: &r.level}))
 	var err error
 	if r.bus, err = bus.Open(t.Context(), cfg, log, r.registry); err != nil {
 		t.Fatal(err)
@@ -117,7 +119,7 @@ func newSpoolRig(t testing.TB, url string, spool bus.SpoolConfig, options ...rig
 		t.Fatal(err)
 	}
 	r.handler = h
-	r.admin = ingress.NewAdmin(r.bus.State, x.Lag, r.keeper(), []byte(`{"asyncapi":"3.0.0"}`), r.registry)
+	r.admin = ingress.NewAdmin(r.bus.State, x.Lag, r.keeper(), []byte(`{"asyncapi":"3.0.0"}`), r.registry, &r.level, log)
 	server := httptest.NewUnstartedServer(h)
 	server.Config = ingress.NewServer(h, log)
 	server.Start()

@@ -55,7 +55,7 @@ func (devCmd) Run(c *cli) error {
 
 	ctx, stop := signal.NotifyContext(c.ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	b, err := start(ctx, cfg, cfg.logger(c.stderr))
+	b, err := start(ctx, cfg, c.stderr)
 	if err != nil {
 		return err
 	}

@@ -144,7 +144,7 @@ func (serveCmd) Help() string {
 
 // logger writes to stderr, as text on a terminal and as JSON elsewhere unless
 // the format is set.
-func (c *config) logger(stderr io.Writer) *slog.Logger {
+func (c *config) logger(stderr io.Writer, level slog.Leveler) *slog.Logger {
 	format := c.LogFormat
 	if format == "" {
 		format = "json"
@@ -152,7 +152,7 @@ func (c *config) logger(stderr io.Writer) *slog.Logger {
 			format = "text"
 		}
 	}
-	options := &slog.HandlerOptions{Level: c.LogLevel}
+	options := &slog.HandlerOptions{Level: level}
 	if format == "text" {
 		return slog.New(slog.NewTextHandler(stderr, options))
 	}

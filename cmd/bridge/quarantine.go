@@ -367,9 +367,7 @@ const busPatience = 5 * time.Second
 func (c *config) openBus(ctx context.Context, stderr io.Writer) (*bus.Bus, func(), error) {
 	bc := c.busConfig()
 	bc.URL, bc.Manage = c.clientURL(), false
-	quiet := *c
-	quiet.LogLevel = max(c.LogLevel, slog.LevelError)
-	b, err := bus.Open(ctx, bc, quiet.logger(stderr), prometheus.NewRegistry())
+	b, err := bus.Open(ctx, bc, c.logger(stderr, max(c.LogLevel, slog.LevelError)), prometheus.NewRegistry())
 	if err != nil {
 		return nil, nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -40,7 +41,7 @@ func (serveCmd) Run(cli *cli) error {
 	}
 	ctx, stop := signal.NotifyContext(cli.ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	b, err := start(ctx, cfg, cfg.logger(cli.stderr))
+	b, err := start(ctx, cfg, cli.stderr)
 	if err != nil {
 		return err
 	}
@@ -53,6 +54,7 @@ func (serveCmd) Run(cli *cli) error {
 type bridge struct {
 	cfg     *config
 	log     *slog.Logger
+	level   slog.LevelVar
 	bus     *bus.Bus
 	spool   *bus.Spool // nil: none
 	admin   *ingress.Admin
@@ -69,8 +71,11 @@ type bridge struct {
 
 // start brings everything up: NATS, streams, indexer, admin listener, public
 // listener. An external NATS need not be reachable yet.
-func start(ctx context.Context, cfg *config, log *slog.Logger) (_ *bridge, err error) {
-	b := &bridge{cfg: cfg, log: log, failed: make(chan error, 2)}
+func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err error) {
+	b := &bridge{cfg: cfg, failed: make(chan error, 2)}
+	b.level.Set(cfg.LogLevel)
+	log := cfg.logger(stderr, &b.level)
+	b.log = log
 	for _, variable := range cfg.unknown {
 		log.Warn("unknown variable has no effect", "variable", variable)
 	}
@@ -154,7 +159,7 @@ func start(ctx context.Context, cfg *config, log *slog.Logger) (_ *bridge, err e
 	if err != nil {
 		return nil, err
 	}
-	b.admin = ingress.NewAdmin(b.bus.State, indexer.Lag, spool, document, registry)
+	b.admin = ingress.NewAdmin(b.bus.State, indexer.Lag, spool, document, registry, &b.level, log)
 
 	b.stopBus = background(b.bus.Run)
 	undo = append(undo, b.stopBus)
