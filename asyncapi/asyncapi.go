@@ -160,7 +160,7 @@ func headers() object {
 			"ce-requestid":       text("Waldo's request."),
 			"ce-providereventid": text("The provider's own id of the event."),
 			"ce-attempt":         text("The provider's count of attempts, from 1."),
-			"ce-traceparent":     text("W3C Trace Context of the request."),
+			"ce-traceparent":     text("W3C Trace Context of the span in which the bridge has published it, if the bridge traces."),
 			"ce-schemaerror":     text("JSON pointer to the first part of the payload that its schema does not allow."),
 		},
 	}

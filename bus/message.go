@@ -1,12 +1,16 @@
 package bus
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
 	"github.com/cloudevents/sdk-go/v2/types"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hookbus/bridge/internal/binding"
 	"github.com/hookbus/bridge/normalize"
@@ -21,7 +25,8 @@ const (
 	StateHeader    = "Bridge-State"
 	TokenHeader    = "Bridge-Token"
 
-	HeaderPrefix   = "Bridge-Header-" // and a header of the request
+	HeaderPrefix   = "Bridge-Header-"     // and a header of the request
+	TraceHeader    = "Bridge-Traceparent" // of a message in the quarantine; W3C Trace Context
 	ProviderHeader = "Bridge-Provider"
 	ReasonHeader   = "Bridge-Reason"
 	ReceivedHeader = "Bridge-Received"    // RFC 3339
@@ -68,4 +73,23 @@ func encode(e *normalize.Event, prefix string) (*nats.Msg, error) {
 	set(StateHeader, e.Identity.State)
 	set(TokenHeader, e.Token)
 	return &nats.Msg{Subject: e.Subject(prefix), Header: h, Data: ce.Data()}, nil
+}
+
+// traced has the message take along, in a header, the span that ctx is in, and
+// describes the message in it.
+func traced(ctx context.Context, msg *nats.Msg, header string) {
+	span := trace.SpanFromContext(ctx)
+	if !span.SpanContext().IsValid() {
+		return
+	}
+	carrier := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(ctx, carrier)
+	msg.Header[header] = []string{carrier["traceparent"]}
+	span.SetAttributes(
+		semconv.MessagingSystemKey.String("nats"),
+		semconv.MessagingOperationTypeSend,
+		semconv.MessagingOperationName("publish"),
+		semconv.MessagingDestinationName(msg.Subject),
+		semconv.MessagingMessageID(msg.Header.Get(jetstream.MsgIDHeader)),
+	)
 }

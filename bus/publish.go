@@ -32,13 +32,15 @@ const (
 // Publish stores the event and returns when the stream has acknowledged it.
 // Until the publish timeout has passed it tries again, with the same id, so
 // that a lost acknowledgement or a new leader do not cost the event. A body too
-// large for a message goes to the object store before.
+// large for a message goes to the object store before. If ctx is in a span, the
+// event's traceparent is of that.
 // The errors are [ErrUnavailable] and [ErrNotPublishable].
 func (b *Bus) Publish(ctx context.Context, e *normalize.Event) (Ack, error) {
 	msg, err := encode(e, b.cfg.SubjectPrefix)
 	if err != nil {
 		return Ack{}, err
 	}
+	traced(ctx, msg, "ce-traceparent")
 	start := time.Now()
 	defer func() { b.publishSeconds.Observe(time.Since(start).Seconds()) }()
 	return b.publishWhole(ctx, msg, b.cfg.Stream)

@@ -30,8 +30,8 @@ type Rejected struct {
 func (r Rejected) ID() string { return normalize.Digest("msg", r.Provider, r.Reason, string(r.Body)) }
 
 // Quarantine stores a body that cannot be published as an event, with the
-// reason. A body too large for a message goes to the object store. The errors
-// are those of [Bus.Publish].
+// reason and, if ctx is in a span, with that as TraceHeader. A body too large for
+// a message goes to the object store. The errors are those of [Bus.Publish].
 func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 	sum := sha256.Sum256(r.Body)
 	msg := &nats.Msg{
@@ -49,6 +49,7 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 	for name, value := range r.Headers {
 		msg.Header[HeaderPrefix+name] = []string{value}
 	}
+	traced(ctx, msg, TraceHeader)
 	_, err := b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
 	return err
 }
@@ -59,6 +60,8 @@ type Quarantined struct {
 	Sequence uint64 // in the quarantine's stream
 	ID       string // that the request was answered with
 	Size     int    // of the body, in bytes
+	// Traceparent is the W3C trace context, if the request was traced.
+	Traceparent string
 
 	dataref string
 }
@@ -189,6 +192,8 @@ func readQuarantined(sequence uint64, h nats.Header, stored time.Time) Quarantin
 		Sequence: sequence,
 		ID:       h.Get(jetstream.MsgIDHeader),
 		dataref:  h.Get(datarefHeader),
+
+		Traceparent: h.Get(TraceHeader),
 	}
 	item.Size, _ = strconv.Atoi(h.Get(SizeHeader))
 	if received, err := time.Parse(time.RFC3339Nano, h.Get(ReceivedHeader)); err == nil {

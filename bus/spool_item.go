@@ -19,6 +19,8 @@ type Spooled struct {
 	Event    *normalize.Event
 	Rejected *Rejected
 	Headers  map[string]string
+	// Traceparent is the W3C trace context of the request, if it is traced.
+	Traceparent string
 }
 
 // rejected is in the place of an entity for all bodies that are no events.
@@ -49,6 +51,7 @@ type spoolMeta struct {
 	Token    string              `json:"token,omitempty"`
 	Reason   string              `json:"reason,omitempty"`
 	Headers  map[string]string   `json:"headers,omitempty"`
+	Trace    string              `json:"traceparent,omitempty"`
 }
 
 // encode makes an item the message of the spool. It was received after another
@@ -68,6 +71,7 @@ func (s Spooled) encode(newest time.Time) (msg *nats.Msg, received time.Time, er
 		meta = spoolMeta{Provider: r.Provider, Received: r.Received, Reason: r.Reason, Headers: r.Headers}
 		msg = &nats.Msg{Header: nats.Header{}, Data: r.Body}
 	}
+	meta.Trace = s.Traceparent
 	if meta.Received.Before(newest) && newest.Sub(meta.Received) < longestWait {
 		meta.Received = newest
 	}
@@ -95,7 +99,7 @@ func decodeSpooled(msg *jetstream.RawStreamMsg) Spooled {
 			return Spooled{Event: &normalize.Event{
 				CloudEvent: ce, Provider: meta.Provider, Kind: meta.Kind,
 				Identity: *meta.Identity, Token: meta.Token, Received: meta.Received,
-			}, Headers: meta.Headers}
+			}, Headers: meta.Headers, Traceparent: meta.Trace}
 		}
 	}
 	received := meta.Received
@@ -105,5 +109,5 @@ func decodeSpooled(msg *jetstream.RawStreamMsg) Spooled {
 	return Spooled{Rejected: &Rejected{
 		Provider: cmp.Or(meta.Provider, "unknown"), Reason: cmp.Or(meta.Reason, "not_publishable"),
 		Body: msg.Data, Received: received, Headers: meta.Headers,
-	}}
+	}, Traceparent: meta.Trace}
 }

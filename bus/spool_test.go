@@ -100,13 +100,13 @@ func entityEvent(t *testing.T, entity string, n int) *normalize.Event {
 // the token of a report.
 func TestSpoolKeepsEverything(t *testing.T) {
 	dir := t.TempDir()
+	const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	var want []bus.Spooled
 	for _, p := range normalize.Providers() {
 		for _, sample := range p.Samples() {
 			e := eventOf(t, p.Name, string(sample.Body))
 			e.SetToken("token")
-			e.CloudEvent.SetExtension("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-			want = append(want, bus.Spooled{Event: e, Headers: map[string]string{"User-Agent": `"a" / ü`}})
+			want = append(want, bus.Spooled{Event: e, Headers: map[string]string{"User-Agent": `"a" / ü`}, Traceparent: traceparent})
 		}
 	}
 	odd := eventOf(t, "waldo", `{"requestId":"1","event":"a b\"c%ü","customerId":" \u0000 "}`)
@@ -114,7 +114,7 @@ func TestSpoolKeepsEverything(t *testing.T) {
 	for _, body := range []string{"", "\x00not JSON\xff", strings.Repeat("x", 1<<20)} {
 		want = append(want, bus.Spooled{Rejected: &bus.Rejected{
 			Provider: "waldo", Reason: "body_not_json", Body: []byte(body), Received: received, Headers: map[string]string{"Content-Type": "text/plain"},
-		}})
+		}, Traceparent: traceparent})
 	}
 
 	s := openSpool(t, spoolConfig(dir))

@@ -54,6 +54,10 @@ func (e Event) Provider() string { return e.extension("provider") }
 // empty if nothing was found.
 func (e Event) SchemaError() string { return e.extension("schemaerror") }
 
+// Traceparent returns the W3C trace context of the span in which the bridge has
+// published the event; empty if it does not trace.
+func (e Event) Traceparent() string { return e.extension("traceparent") }
+
 func (e Event) extension(name string) string {
 	value, _ := e.Extensions()[name].(string)
 	return value

@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+
 	"github.com/hookbus/bridge/internal/natstest"
+	"github.com/hookbus/bridge/internal/oteltest"
 )
 
 const within = 60 * time.Second
@@ -84,7 +87,7 @@ type bridge struct {
 	nats    string
 }
 
-func startBridge(t *testing.T) *bridge {
+func startBridge(t *testing.T, environ ...string) *bridge {
 	t.Helper()
 	dir := t.TempDir()
 	b := &bridge{t: t, program: filepath.Join(dir, "bridge")}
@@ -94,10 +97,10 @@ func startBridge(t *testing.T) *bridge {
 	address := func() string { return fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t)) }
 	nats, admin := address(), address()
 	b.nats = "nats://" + nats
-	b.environ = []string{
+	b.environ = append([]string{
 		"BRIDGE_LISTEN_ADDR=" + address(), "BRIDGE_ADMIN_ADDR=" + admin, "BRIDGE_EMBEDDED_LISTEN=" + nats,
 		"BRIDGE_DATA_DIR=" + filepath.Join(dir, "data"), "BRIDGE_TRUSTHUB_SECRETS=secret", "BRIDGE_SCHEMA_MODE=quarantine",
-	}
+	}, environ...)
 	serving := begin(t, dir, b.environ, b.program)
 	natstest.Eventually(t, within, "the bridge is ready", func() bool {
 		response, err := http.Get("http://" + admin + "/readyz")
@@ -186,11 +189,41 @@ func tour(t *testing.T, start func(environ ...string) *process, b *bridge) {
 	back.stop(t)
 }
 
-func TestGoService(t *testing.T) {
-	b := startBridge(t)
-	program := filepath.Join(t.TempDir(), "service")
+func buildService(t *testing.T) (program string) {
+	t.Helper()
+	program = filepath.Join(t.TempDir(), "service")
 	if out, err := exec.Command("go", "build", "-o", program, "./go").CombinedOutput(); err != nil {
 		t.Fatalf("%v:\n%s", err, out)
 	}
+	return program
+}
+
+// The service's span is below the one in which the bridge has published.
+func TestGoServiceContinuesTrace(t *testing.T) {
+	c := oteltest.New(t)
+	otel := []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + c.URL, "OTEL_BSP_SCHEDULE_DELAY=20"}
+	b := startBridge(t, otel...)
+	service := begin(t, ".", append(otel, "NATS_URL="+b.nats), buildService(t))
+	b.send("s-1", "AUTO_APPROVED")
+	service.says(t, 1, "handled com.trusthub.onboarding.auto_approved subject=s-1 outcome=approved")
+	service.stop(t)
+	natstest.Eventually(t, within, "the service's span is below the bridge's", func() bool {
+		var publish, process oteltest.Span
+		for _, s := range c.Spans() {
+			switch s.Service + " " + s.Name {
+			case "bridge publish":
+				publish = s
+			case "onboarding process com.trusthub.onboarding.auto_approved":
+				process = s
+			}
+		}
+		return publish.Span != nil && process.Span != nil && process.Kind == tracepb.Span_SPAN_KIND_CONSUMER &&
+			bytes.Equal(process.TraceId, publish.TraceId) && bytes.Equal(process.ParentSpanId, publish.SpanId)
+	})
+}
+
+func TestGoService(t *testing.T) {
+	b := startBridge(t)
+	program := buildService(t)
 	tour(t, func(environ ...string) *process { return begin(t, ".", environ, program) }, b)
 }

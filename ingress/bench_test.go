@@ -1,20 +1,28 @@
 package ingress_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/normalize"
 )
 
 // A new event through all stages, from the request to the acknowledgement of a
 // NATS server in the same process.
-func BenchmarkHandler(b *testing.B) {
+func BenchmarkHandler(b *testing.B) { benchmarkHandler(b, nil) }
+
+func benchmarkHandler(b *testing.B, tracer trace.Tracer) {
 	for _, p := range normalize.Providers() {
 		b.Run(p.Name, func(b *testing.B) {
-			r := newRig(b, natsURL(b)).ready()
+			r := newTracedRig(b, natsURL(b), bus.SpoolConfig{}, tracer).ready()
 			requests := make([]*http.Request, b.N)
 			for i := range requests {
 				requests[i] = r.signed(p, r.fresh(p))
@@ -30,6 +38,13 @@ func BenchmarkHandler(b *testing.B) {
 			}
 		})
 	}
+}
+
+// What the spans of a request cost, without their export.
+func BenchmarkHandlerTraced(b *testing.B) {
+	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(tracetest.NewNoopExporter()))
+	b.Cleanup(func() { provider.Shutdown(context.Background()) })
+	benchmarkHandler(b, provider.Tracer(""))
 }
 
 // Many senders at once, as providers are.

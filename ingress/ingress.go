@@ -10,13 +10,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"regexp"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/dedupe"
@@ -81,14 +81,15 @@ type Handler struct {
 	now       func() time.Time
 	log       *slog.Logger
 	metrics   *metrics
+	tracer    trace.Tracer // nil: off
 
 	doubtSince atomic.Int64 // Unix nanoseconds; 0: the spool has no doubts
 }
 
-// New returns a handler for the endpoints. Spool and schemas may
-// be nil. The clock is
-// time.Now in all but tests.
-func New(endpoints []Endpoint, d Deduper, b Bus, spool Spool, schemas *Schemas, limits Limits, now func() time.Time, log *slog.Logger, reg prometheus.Registerer) (*Handler, error) {
+// New returns a handler for the endpoints. Spool and schemas may be nil, and so
+// may the tracer: then there are no spans, at no cost. The clock is time.Now in
+// all but tests.
+func New(endpoints []Endpoint, d Deduper, b Bus, spool Spool, schemas *Schemas, limits Limits, now func() time.Time, log *slog.Logger, reg prometheus.Registerer, tracer trace.Tracer) (*Handler, error) {
 	h := &Handler{
 		endpoints: make(map[string]Endpoint),
 		dedupe:    d,
@@ -100,6 +101,14 @@ func New(endpoints []Endpoint, d Deduper, b Bus, spool Spool, schemas *Schemas, 
 		bytes:     budget{limit: limits.MaxInFlightBytes},
 		now:       now,
 		log:       log,
+		tracer:    tracer,
+	}
+	if tracer != nil {
+		stages := traced{d, b, spool, tracer}
+		h.dedupe, h.bus = stages, stages
+		if spool != nil {
+			h.spool = stages
+		}
 	}
 	var names []string
 	for _, e := range endpoints {
@@ -133,6 +142,7 @@ var errPanic = errors.New("ingress: a stage panicked")
 type answer struct {
 	result string
 	id     string // of what is stored
+	typ    string // of the event that is
 	reason Reason // of what was not accepted
 	err    error  // for the log; never for the client
 }
@@ -148,10 +158,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	name, below := strings.CutPrefix(r.URL.Path, "/webhooks/")
 	endpoint, known := h.endpoints[name]
+	if known = known && below; !known {
+		name = unknown
+	}
+	r, span := h.begin(r, name)
 	var a answer
 	switch {
-	case !below || !known:
-		name, a = unknown, refuse(UnknownProvider, nil)
+	case !known:
+		a = refuse(UnknownProvider, nil)
 	case r.Method != http.MethodPost:
 		a = refuse(MethodNotAllowed, nil)
 	case encoded(r.Header):
@@ -160,7 +174,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a = h.receive(w, r, endpoint, start)
 	}
 	failpoint.Hit("replying")
-	reply(w, a)
+	status := reply(w, a)
+	finish(span, a, status)
 
 	took := time.Since(start)
 	h.metrics.count(name, a, took)
@@ -197,7 +212,7 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	defer func() {
 		if p := recover(); p != nil {
 			// What was thrown may hold what a body holds; where it was does not.
-			h.log.Error("panic", "provider", e.Provider.Name, "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			h.log.ErrorContext(r.Context(), "panic", "provider", e.Provider.Name, "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
 			a = refuse(BusUnavailable, errPanic)
 		}
 	}()
@@ -230,7 +245,8 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), deadline)
 	defer cancel()
 	headers := original(r.Header)
-	event, err := newEvent(e.Provider, body, received, headers, h.schemas)
+	link(ctx, headers["Traceparent"])
+	event, err := newEvent(e.Provider, body, received, h.schemas)
 	if err != nil {
 		return h.keep(ctx, bus.Spooled{Rejected: &bus.Rejected{
 			Provider: e.Provider.Name, Reason: string(reasonFor(err)), Body: body, Received: received, Headers: headers,
@@ -242,19 +258,13 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 
 // newEvent makes a verified body an event. The errors are those of
 // [normalize.Provider.Event] and [ErrSchema].
-func newEvent(p normalize.Provider, body []byte, received time.Time, headers map[string]string, schemas *Schemas) (*normalize.Event, error) {
+func newEvent(p normalize.Provider, body []byte, received time.Time, schemas *Schemas) (*normalize.Event, error) {
 	e, err := p.Event(body, received)
 	if err != nil {
 		return nil, err
 	}
-	if trace := headers["Traceparent"]; traceparent.MatchString(trace) {
-		e.CloudEvent.SetExtension("traceparent", trace)
-	}
 	return e, schemas.check(e)
 }
-
-// traceparent is a W3C Trace Context header of version 00.
-var traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 // original returns the headers of a request that go into the quarantine with a
 // body. Nothing that tells a secret is among them.
@@ -271,7 +281,8 @@ func original(h http.Header) map[string]string {
 // retryAfter is what a 503 asks for, in seconds.
 const retryAfter = "5"
 
-func reply(w http.ResponseWriter, a answer) {
+// reply answers, and returns the status.
+func reply(w http.ResponseWriter, a answer) int {
 	refusal, refused := refusals[a.reason]
 	if a.result == quarantined || !refused {
 		w.Header().Set("Content-Type", "application/json")
@@ -279,7 +290,7 @@ func reply(w http.ResponseWriter, a answer) {
 			Result string `json:"result"`
 			ID     string `json:"id"`
 		}{a.result, a.id})
-		return
+		return http.StatusOK
 	}
 	switch refusal.status {
 	case http.StatusMethodNotAllowed:
@@ -294,4 +305,5 @@ func reply(w http.ResponseWriter, a answer) {
 		Status int    `json:"status"`
 		Reason Reason `json:"reason"`
 	}{refusal.title, refusal.status, a.reason})
+	return refusal.status
 }

@@ -92,7 +92,7 @@ func TestPaths(t *testing.T) {
 }
 
 func TestProviderWithoutSecret(t *testing.T) {
-	h, err := ingress.New(nil, nil, nil, nil, nil, ingress.Limits{}, time.Now, discard(), newRegistry())
+	h, err := ingress.New(nil, nil, nil, nil, nil, ingress.Limits{}, time.Now, discard(), newRegistry(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestVectors(t *testing.T) {
 			}
 			h, err := ingress.New([]ingress.Endpoint{{Provider: p, Verifier: verifier}}, passThrough{}, r.bus, nil, nil,
 				ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 1, MaxInFlightBytes: 2 << 20, PublishTimeout: 3 * time.Second},
-				func() time.Time { return *r.now.Load() }, discard(), newRegistry())
+				func() time.Time { return *r.now.Load() }, discard(), newRegistry(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -195,7 +195,7 @@ func TestOverloadedByRequests(t *testing.T) {
 	}
 	stage := held{make(chan struct{}), make(chan struct{})}
 	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, stage, r.bus, nil, nil,
-		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 2, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, time.Now, discard(), newRegistry())
+		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 2, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, time.Now, discard(), newRegistry(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +293,7 @@ func TestPanicIsAnswered(t *testing.T) {
 	}
 	var log syncBuffer
 	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, panics{}, r.bus, nil, nil,
-		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 1, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, time.Now, slog.New(slog.NewTextHandler(&log, nil)), newRegistry())
+		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 1, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, time.Now, slog.New(slog.NewTextHandler(&log, nil)), newRegistry(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -102,7 +102,7 @@ func (h *Handler) put(ctx context.Context, item *bus.Spooled) (answer, error) {
 	if r := item.Rejected; r != nil {
 		return answer{result: spooled, id: r.ID()}, nil
 	}
-	return answer{result: spooled, id: item.Event.CloudEvent.ID()}, nil
+	return answer{result: spooled, id: item.Event.CloudEvent.ID(), typ: item.Event.CloudEvent.Type()}, nil
 }
 
 // reject makes a rejected body of an event.
@@ -120,9 +120,9 @@ func (h *Handler) deliver(ctx context.Context, item *bus.Spooled, once once) (an
 		result, err := once(ctx, item.Event, h.bus.Publish)
 		switch {
 		case err == nil && result.Duplicate:
-			return answer{result: duplicate, id: result.ID}, nil
+			return answer{result: duplicate, id: result.ID, typ: item.Event.CloudEvent.Type()}, nil
 		case err == nil:
-			return answer{result: accepted, id: result.ID}, nil
+			return answer{result: accepted, id: result.ID, typ: item.Event.CloudEvent.Type()}, nil
 		case !errors.Is(err, bus.ErrNotPublishable):
 			return answer{}, err
 		}
@@ -152,12 +152,15 @@ type once = func(context.Context, *normalize.Event, dedupe.Publish) (dedupe.Resu
 func (h *Handler) HandOver(ctx context.Context, item bus.Spooled) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			h.log.Error("panic", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			h.log.ErrorContext(ctx, "panic", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
 			err = errPanic
 		}
 	}()
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
+	if h.tracer != nil {
+		ctx = under(ctx, item.Traceparent)
+	}
 	a, err := h.deliver(ctx, &item, h.dedupe.OnceCertain)
 	switch now := time.Now().UnixNano(); {
 	case errors.Is(err, dedupe.ErrDoubt):
@@ -170,12 +173,12 @@ func (h *Handler) HandOver(ctx context.Context, item bus.Spooled) (err error) {
 		h.doubtSince.Store(0)
 	}
 	if err != nil {
-		h.log.Debug("from the spool", "error", err.Error())
+		h.log.DebugContext(ctx, "from the spool", "error", err.Error())
 		return err
 	}
 	if item.Rejected != nil {
 		h.metrics.quarantined.WithLabelValues(item.Rejected.Provider, item.Rejected.Reason).Inc()
 	}
-	h.log.Debug("from the spool", "result", a.result, "id", a.id)
+	h.log.DebugContext(ctx, "from the spool", "result", a.result, "id", a.id)
 	return nil
 }

@@ -187,7 +187,7 @@ func TestFullHouse(t *testing.T) {
 	}
 	stage := held{make(chan struct{}), make(chan struct{})}
 	h, err := ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, stage, r.bus, nil, nil,
-		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: places, MaxInFlightBytes: 64 << 20, PublishTimeout: 3 * time.Second}, time.Now, discard(), newRegistry())
+		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: places, MaxInFlightBytes: 64 << 20, PublishTimeout: 3 * time.Second}, time.Now, discard(), newRegistry(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ func (r Retrier) Retry(ctx context.Context, item bus.Rejected) (dedupe.Result, e
 	if !ok {
 		return dedupe.Result{}, fmt.Errorf("ingress: %q is no provider", item.Provider)
 	}
-	e, err := newEvent(p, item.Body, item.Received, item.Headers, r.Schemas)
+	e, err := newEvent(p, item.Body, item.Received, r.Schemas)
 	if err != nil {
 		return dedupe.Result{}, err
 	}

@@ -36,7 +36,7 @@ func TestRetry(t *testing.T) {
 				Headers: map[string]string{"Traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
 			}
 			id := want(item, false)
-			if trace := r.message("WEBHOOKS", id).Header.Get("ce-traceparent"); trace != item.Headers["Traceparent"] {
+			if trace := r.message("WEBHOOKS", id).Header.Get("ce-traceparent"); trace != "" { // that is the sender's
 				t.Errorf("traceparent %q", trace)
 			}
 			if again := want(item, true); again != id {

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/goleak"
 
 	"github.com/hookbus/bridge/bus"
@@ -69,6 +70,12 @@ func newRig(t testing.TB, url string, options ...rigOption) *rig {
 // newSpoolRig starts one with a spool, unless that has no directory.
 func newSpoolRig(t testing.TB, url string, spool bus.SpoolConfig, options ...rigOption) *rig {
 	t.Helper()
+	return newTracedRig(t, url, spool, nil, options...)
+}
+
+// newTracedRig starts one that makes spans.
+func newTracedRig(t testing.TB, url string, spool bus.SpoolConfig, tracer trace.Tracer, options ...rigOption) *rig {
+	t.Helper()
 	cfg := bus.Config{
 		URL: url, Stream: "WEBHOOKS", SubjectPrefix: "webhooks", Replicas: 1, StreamMaxAge: 720 * time.Hour,
 		Bucket: "webhooks-dedupe", DedupeWindow: 168 * time.Hour, DuplicateWindow: 10 * time.Minute,
@@ -114,7 +121,7 @@ func newSpoolRig(t testing.TB, url string, spool bus.SpoolConfig, options ...rig
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := ingress.New(endpoints, d, r.bus, r.keeper(), schemas, limits, func() time.Time { return *r.now.Load() }, log, r.registry)
+	h, err := ingress.New(endpoints, d, r.bus, r.keeper(), schemas, limits, func() time.Time { return *r.now.Load() }, log, r.registry, tracer)
 	if err != nil {
 		t.Fatal(err)
 	}

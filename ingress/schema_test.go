@@ -43,7 +43,7 @@ func schemaRig(t *testing.T, mode ingress.SchemaMode) *rig {
 	}
 	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, d, r.bus, nil, s,
 		ingress.Limits{MaxBody: 64 << 10, MaxInFlight: 512, MaxInFlightBytes: 64 << 20, PublishTimeout: 3 * time.Second},
-		func() time.Time { return *r.now.Load() }, slog.New(slog.NewJSONHandler(r.log, nil)), r.registry)
+		func() time.Time { return *r.now.Load() }, slog.New(slog.NewJSONHandler(r.log, nil)), r.registry, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -425,7 +425,7 @@ func TestReportPastAFullSpool(t *testing.T) {
 	}
 	s := &stuck{}
 	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, d, r.bus, s, nil,
-		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 8, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, func() time.Time { return *r.now.Load() }, discard(), newRegistry())
+		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 8, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, func() time.Time { return *r.now.Load() }, discard(), newRegistry(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -473,7 +473,7 @@ func TestReportSpooledAfterADoubt(t *testing.T) {
 	}
 	s := &roomy{}
 	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, doubting{r: r}, r.bus, s, nil,
-		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 8, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, func() time.Time { return *r.now.Load() }, discard(), newRegistry())
+		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 8, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, func() time.Time { return *r.now.Load() }, discard(), newRegistry(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

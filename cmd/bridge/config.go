@@ -81,6 +81,7 @@ type config struct {
 
 	// secrets is where each provider's secrets come from, by its name.
 	secrets map[string]secretSource
+	traces  traceConfig
 	// explicit holds the variables that are set, without the prefix.
 	explicit map[string]bool
 	// unknown holds variables with our prefix that have no effect.
@@ -109,8 +110,8 @@ func (e configError) Error() string {
 // loadConfig reads the environment. With a configError the configuration is
 // returned too, for the problems that only serve has.
 func loadConfig(environ []string) (*config, error) {
-	c := &config{secrets: make(map[string]secretSource)}
 	vars := env.ToMap(environ)
+	c := &config{secrets: make(map[string]secretSource), traces: traceVariables(vars)}
 	known, problems, err := c.parse(vars)
 	if err != nil {
 		return nil, err

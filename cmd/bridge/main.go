@@ -138,6 +138,7 @@ func (serveCmd) Help() string {
 		}
 		fmt.Fprintf(w, "  %s%s\t%s\n", envPrefix, name, text)
 	}
+	fmt.Fprintf(w, "  OTEL_EXPORTER_OTLP_ENDPOINT\t%s\n", "collector that takes traces by OTLP over HTTP; empty: none. OpenTelemetry's other variables hold too")
 	w.Flush()
 	return b.String()
 }
@@ -154,9 +155,9 @@ func (c *config) logger(stderr io.Writer, level slog.Leveler) *slog.Logger {
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if format == "text" {
-		return slog.New(slog.NewTextHandler(stderr, options))
+		return slog.New(traceHandler{slog.NewTextHandler(stderr, options)})
 	}
-	return slog.New(slog.NewJSONHandler(stderr, options))
+	return slog.New(traceHandler{slog.NewJSONHandler(stderr, options)})
 }
 
 type versionCmd struct {

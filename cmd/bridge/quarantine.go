@@ -136,13 +136,14 @@ type quarantinedJSON struct {
 	Reason   string            `json:"reason"`
 	Received time.Time         `json:"received"`
 	Size     int               `json:"size"`
+	Trace    string            `json:"traceparent,omitempty"`
 	Headers  map[string]string `json:"headers,omitempty"`
 	Body     *string           `json:"body,omitempty"`
 	Base64   []byte            `json:"body_base64,omitempty"` // of a body that is no text
 }
 
 func toJSON(item bus.Quarantined) quarantinedJSON {
-	return quarantinedJSON{Sequence: item.Sequence, ID: item.ID, Provider: item.Provider, Reason: item.Reason, Received: item.Received, Size: item.Size}
+	return quarantinedJSON{Sequence: item.Sequence, ID: item.ID, Provider: item.Provider, Reason: item.Reason, Received: item.Received, Size: item.Size, Trace: item.Traceparent}
 }
 
 func (l *quarantineLs) Run(c *cli) error {
@@ -223,6 +224,9 @@ func (s *quarantineShow) print(w io.Writer, item bus.Quarantined) error {
 	head := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(head, "sequence\t%d\nid\t%s\nprovider\t%s\nreason\t%s\nreceived\t%s\nsize\t%d\n",
 		item.Sequence, item.ID, item.Provider, item.Reason, item.Received.Format(time.RFC3339Nano), item.Size)
+	if item.Traceparent != "" {
+		fmt.Fprintf(head, "trace\t%q\n", item.Traceparent)
+	}
 	for _, name := range slices.Sorted(maps.Keys(item.Headers)) {
 		fmt.Fprintf(head, "%s\t%q\n", name, item.Headers[name])
 	}

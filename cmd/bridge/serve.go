@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hookbus/bridge/asyncapi"
 	"github.com/hookbus/bridge/bus"
@@ -34,7 +35,7 @@ func (serveCmd) Run(cli *cli) error {
 		if _, _, err := cfg.endpoints(); errors.As(err, &more) {
 			problems = append(problems, more...)
 		}
-		return problems
+		return append(problems, cfg.traces.problems()...)
 	}
 	if err != nil {
 		return err
@@ -55,6 +56,7 @@ type bridge struct {
 	cfg     *config
 	log     *slog.Logger
 	level   slog.LevelVar
+	tracing *tracing // nil: off
 	bus     *bus.Bus
 	spool   *bus.Spool // nil: none
 	admin   *ingress.Admin
@@ -80,6 +82,10 @@ func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err e
 		log.Warn("unknown variable has no effect", "variable", variable)
 	}
 	endpoints, reload, err := cfg.endpoints()
+	var problems configError
+	if errors.As(err, &problems); len(cfg.traces.problems()) > 0 {
+		return nil, append(problems, cfg.traces.problems()...)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +110,14 @@ func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err e
 			}
 		}
 	}()
+	var tracer trace.Tracer
+	if cfg.traces.on() {
+		if b.tracing, err = startTracing(ctx, log); err != nil {
+			return nil, err
+		}
+		undo = append(undo, func() { b.tracing.stop(context.Background()) })
+		tracer = b.tracing.tracer
+	}
 	listen := func(variable, addr string) (net.Listener, error) {
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
@@ -155,7 +169,7 @@ func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err e
 	if err != nil {
 		return nil, err
 	}
-	handler, err := ingress.New(endpoints, deduper, b.bus, spool, schemas, cfg.limits(), time.Now, log, registry)
+	handler, err := ingress.New(endpoints, deduper, b.bus, spool, schemas, cfg.limits(), time.Now, log, registry, tracer)
 	if err != nil {
 		return nil, err
 	}
@@ -225,8 +239,8 @@ func (b *bridge) wait(ctx context.Context) error {
 
 // stop takes everything down so that nothing answered is lost: not ready, serve
 // on for the delay, no new requests, finish those in flight, then spool,
-// indexer, NATS and the admin listener. After the delay the shutdown timeout
-// bounds it.
+// indexer, NATS, the admin listener and what is left of the traces. After the
+// delay the shutdown timeout bounds it.
 func (b *bridge) stop() error {
 	b.log.Info("shutting down")
 	b.admin.Drain()
@@ -267,5 +281,8 @@ func (b *bridge) takeDown(ctx context.Context) error {
 	}
 	errs = append(errs, b.bus.Close(ctx))
 	errs = append(errs, b.servers.admin.Close())
+	if b.tracing != nil {
+		b.tracing.stop(ctx)
+	}
 	return errors.Join(errs...)
 }

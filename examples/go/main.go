@@ -1,7 +1,8 @@
 // Command go is a service that consumes the bridge's events: a durable pull
 // consumer that takes the types it wants, handles each event once by its
 // CloudEvents id, tries again with growing pauses what fails, puts aside what
-// fails too often, and stops without leaving anything half done.
+// fails too often, continues the bridge's traces, and stops without leaving
+// anything half done.
 package main
 
 import (
@@ -17,6 +18,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hookbus/bridge/events"
 	"github.com/hookbus/bridge/events/dfns"
@@ -46,12 +48,24 @@ type service struct {
 	js      jetstream.JetStream
 	durable string
 	handled jetstream.KeyValue
-	failing string // an entity whose events fail, to see what happens
+	failing string       // an entity whose events fail, to see what happens
+	tracer  trace.Tracer // nil: off
 }
 
 func run(ctx context.Context) error {
 	stream := variable("STREAM", "WEBHOOKS")
 	s := &service{durable: variable("DURABLE", "onboarding"), failing: os.Getenv("FAIL")}
+	tracer, flush, err := tracing(ctx, s.durable)
+	if err != nil {
+		return err
+	}
+	s.tracer = tracer
+	defer func() {
+		// A collector that does not answer does not keep it from stopping.
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		flush(ctx)
+	}()
 	nc, err := nats.Connect(variable("NATS_URL", nats.DefaultURL), nats.Name(s.durable), nats.MaxReconnects(-1))
 	if err != nil {
 		return err
@@ -148,7 +162,7 @@ func (s *service) event(ctx context.Context, msg jetstream.Msg) error {
 	if !errors.Is(err, jetstream.ErrKeyNotFound) {
 		return err
 	}
-	if err := s.handle(e); err != nil {
+	if err := s.traced(ctx, e, s.handle); err != nil {
 		return err
 	}
 	_, err = s.handled.Put(ctx, e.ID(), []byte(time.Now().UTC().Format(time.RFC3339)))
