@@ -165,6 +165,8 @@ func (r *run) create(ctx context.Context) error {
 		return fmt.Errorf("%w: another stream takes some of %s> already", ErrSubject, subjectPrefix(r.name))
 	case err != nil:
 		return fmt.Errorf("creating the stream %s: %w", streamName(r.name), err)
+	case stream.CachedInfo().Config.Metadata[recordKey] == "": // dropped by a server that does not know it
+		return errors.Join(fmt.Errorf("%w: a replay needs NATS server 2.10 or later", ErrInvalid), r.js.DeleteStream(ctx, streamName(r.name)))
 	}
 	r.created(stream)
 	return nil
@@ -206,6 +208,9 @@ func (r *run) complete(ctx context.Context) error {
 	info, err := r.stream.Info(ctx)
 	if err != nil {
 		return err
+	}
+	if info.Config.Metadata == nil { // somebody else has removed it
+		info.Config.Metadata = make(map[string]string)
 	}
 	info.Config.Metadata[completeKey] = time.Now().UTC().Format(time.RFC3339)
 	_, err = r.js.UpdateStream(ctx, info.Config)

@@ -230,7 +230,7 @@ func (c *cluster) remove() {
 	c.try("", "delete", "priorityclass", "bridge", "--ignore-not-found")
 	if *volumesFlag != "" {
 		for i := range 5 {
-			c.try("", "delete", "pv", fmt.Sprintf("bridge-e2e-%d", i), "--ignore-not-found", "--wait=false")
+			c.try("", "delete", "pv", fmt.Sprintf("bridge-e2e-%d", i), "--ignore-not-found", "--timeout=1m")
 			os.RemoveAll(filepath.Join(*volumesFlag, strconv.Itoa(i)))
 		}
 	}
@@ -260,7 +260,7 @@ func (c *cluster) rolledOut(t target) {
 
 type pod struct {
 	Metadata struct {
-		Name              string
+		Name, UID         string
 		DeletionTimestamp *time.Time
 	}
 	Spec   struct{ NodeName string }

@@ -8,6 +8,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"maps"
@@ -49,7 +50,7 @@ var scenarios = []scenario{
 	{name: "bad image, undone", none: true, do: (*suite).badImage},
 	{name: "secrets rotated", none: true, do: (*suite).rotate},
 	{name: "node drained", none: true, do: (*suite).drain},
-	{name: "NATS leader's pod killed", do: (*suite).killLeader},
+	{name: "NATS leader's pod deleted", do: (*suite).deleteLeader},
 	{name: "rolling restart of NATS", do: (*suite).restartNATS},
 	{name: "all bridge pods deleted", do: (*suite).deleteAll},
 	{name: "control: no graceful end", some: true, do: (*suite).ungraceful},
@@ -193,6 +194,9 @@ func (s *suite) judge(what scenario, took time.Duration) {
 		}
 		s.row(target, what.name, took, fmt.Sprint(c.requests), fmt.Sprint(c.failed), lost[target.namespace], twice[target.namespace],
 			fmt.Sprintf("%v%s", c.gap.Round(10*time.Millisecond), reasons))
+		for _, failure := range c.failures {
+			s.t.Logf("  %s: %s", target.namespace, failure)
+		}
 		if what.none && c.failed > 0 {
 			s.t.Errorf("%s, %s: %d requests failed:%s", what.name, target.namespace, c.failed, reasons)
 		}
@@ -328,10 +332,20 @@ func (s *suite) drain() {
 	}
 }
 
-// killLeader leaves the server no time to hand over.
-func (s *suite) killLeader() {
-	s.kubectl("delete", "pod", s.leader(), "-n", production.namespace, "--grace-period=0", "--force")
-	s.ready(nats3)
+// deleteLeader leaves the server a second to hand over.
+func (s *suite) deleteLeader() {
+	leader := s.leader()
+	uid := func() string {
+		var p pod
+		text, err := s.try("", "get", "pod", leader, "-n", production.namespace, "-o", "json")
+		if err != nil || json.Unmarshal([]byte(text), &p) != nil || !p.ready() {
+			return ""
+		}
+		return p.Metadata.UID
+	}
+	old := uid()
+	s.kubectl("delete", "pod", leader, "-n", production.namespace, "--now")
+	s.eventually(5*time.Minute, leader+" is back", func() bool { now := uid(); return now != "" && now != old })
 }
 
 func (s *suite) restartNATS() {

@@ -62,6 +62,7 @@ type sender struct {
 type counts struct {
 	sent, requests, failed int
 	reasons                map[string]int
+	failures               []string      // the first few
 	gap                    time.Duration // the longest without a 200
 	last                   time.Time
 	slowest                time.Duration
@@ -149,6 +150,9 @@ func (s *sender) deliver(w *sent, p normalize.Provider, body []byte) bool {
 	if !ok {
 		c.failed++
 		c.reasons[answer]++
+		if len(c.failures) < 10 {
+			c.failures = append(c.failures, w.provider+" "+w.answers[len(w.answers)-1])
+		}
 		return false
 	}
 	if !w.ok {
