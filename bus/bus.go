@@ -87,7 +87,7 @@ type Bus struct {
 		asked   time.Time
 		err     error
 	}
-	publishSeconds prometheus.Histogram
+	metrics *metrics
 }
 
 // Open starts the embedded server, if cfg has no URL, and connects. An
@@ -96,21 +96,17 @@ type Bus struct {
 // address in use, a data directory held by another process.
 func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Bus, err error) {
 	b := &Bus{
-		cfg:  cfg,
-		log:  log,
-		wake: make(chan struct{}, 1),
-		publishSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "bridge_publish_duration_seconds",
-			Help:    "Time from the first attempt to publish an event to its acknowledgement or failure.",
-			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
-		}),
+		cfg:     cfg,
+		log:     log,
+		wake:    make(chan struct{}, 1),
+		metrics: newMetrics(),
 	}
 	b.state.Store(&State{
 		Problems: []string{"nothing known of NATS yet"},
 		refused:  map[string]string{cfg.Stream: notLookedAt, cfg.QuarantineStream: notLookedAt},
 		changed:  make(chan struct{}),
 	})
-	if err := reg.Register(b.publishSeconds); err != nil {
+	if err := b.register(reg); err != nil {
 		return nil, err
 	}
 	if cfg.URL == "" {
@@ -181,6 +177,7 @@ func (b *Bus) options() ([]nats.Option, error) {
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrPermissionViolation) {
+				b.metrics.denied.Inc()
 				b.log.Error("NATS does not permit this user what the bridge needs", "error", err)
 				return
 			}

@@ -65,7 +65,7 @@ func (b *Bus) bodiesSpec(age time.Duration) spec {
 		AllowDirect: true,
 	}
 	maxAge := setting{"max_age", int64(c.MaxAge)}
-	return b.spec(c, map[string]setting{
+	return b.spec(c, holdsBodies, map[string]setting{
 		"STREAM_REPLICAS":    {"num_replicas", int64(c.Replicas)},
 		"STREAM_MAX_AGE":     maxAge,
 		"QUARANTINE_MAX_AGE": maxAge,

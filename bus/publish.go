@@ -42,7 +42,7 @@ func (b *Bus) Publish(ctx context.Context, e *normalize.Event) (Ack, error) {
 	}
 	traced(ctx, msg, "ce-traceparent")
 	start := time.Now()
-	defer func() { b.publishSeconds.Observe(time.Since(start).Seconds()) }()
+	defer func() { b.metrics.publishSeconds.Observe(time.Since(start).Seconds()) }()
 	return b.publishWhole(ctx, msg, b.cfg.Stream)
 }
 

@@ -19,6 +19,7 @@ var ErrNoJetStream = errors.New("JetStream does not answer: it is not enabled on
 // spec says what a stream should be like.
 type spec struct {
 	config jetstream.StreamConfig
+	holds  string // label of its metrics
 	// explicit are the settings, by their names in the JetStream API, that an
 	// existing stream is given too.
 	explicit []setting
@@ -42,7 +43,7 @@ func (b *Bus) streamSpec() spec {
 		Duplicates:  b.cfg.DuplicateWindow,
 		AllowDirect: true,
 	}
-	return b.spec(c, map[string]setting{
+	return b.spec(c, holdsEvents, map[string]setting{
 		"SUBJECT_PREFIX":   {"subjects", c.Subjects},
 		"STREAM_REPLICAS":  {"num_replicas", int64(c.Replicas)},
 		"STREAM_MAX_AGE":   {"max_age", int64(c.MaxAge)},
@@ -64,7 +65,7 @@ func (b *Bus) quarantineSpec() spec {
 		Duplicates:  min(b.cfg.DuplicateWindow, b.cfg.QuarantineMaxAge),
 		AllowDirect: true,
 	}
-	return b.spec(c, map[string]setting{
+	return b.spec(c, holdsQuarantine, map[string]setting{
 		"QUARANTINE_PREFIX":    {"subjects", c.Subjects},
 		"STREAM_REPLICAS":      {"num_replicas", int64(c.Replicas)},
 		"QUARANTINE_MAX_AGE":   {"max_age", int64(c.MaxAge)},
@@ -90,14 +91,14 @@ func (b *Bus) bucketSpec() spec {
 		DenyDelete:        true,
 		AllowDirect:       true,
 	}
-	return b.spec(c, map[string]setting{
+	return b.spec(c, holdsIndex, map[string]setting{
 		"STREAM_REPLICAS": {"num_replicas", int64(c.Replicas)},
 		"DEDUPE_WINDOW":   {"max_age", int64(c.MaxAge)},
 	})
 }
 
-func (b *Bus) spec(c jetstream.StreamConfig, byVariable map[string]setting) spec {
-	s := spec{config: c}
+func (b *Bus) spec(c jetstream.StreamConfig, holds string, byVariable map[string]setting) spec {
+	s := spec{config: c, holds: holds}
 	for variable, setting := range byVariable {
 		if b.cfg.Explicit[variable] {
 			s.explicit = append(s.explicit, setting)
@@ -116,10 +117,15 @@ func unlimited(n int64) int64 {
 // ensure creates the stream if it is missing and gives an existing one the
 // explicit settings, if it may. What it could not do it adds to st; nil means
 // that there is no stream.
-func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.StreamInfo {
+func (b *Bus) ensure(ctx context.Context, st *State, want spec) (info *jetstream.StreamInfo) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	name := want.config.Name
+	defer func() {
+		if info != nil {
+			b.metrics.sawStream(want.holds, info)
+		}
+	}()
 	fail := func(err error) *jetstream.StreamInfo {
 		if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded) {
 			err = ErrNoJetStream
@@ -129,6 +135,7 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) *jetstream.Strea
 	}
 	stream, err := b.js.Stream(ctx, name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		b.metrics.lostStream(name)
 		if !b.cfg.Manage {
 			return fail(errors.New("it does not exist, and BRIDGE_MANAGE_STREAMS is false"))
 		}

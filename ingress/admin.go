@@ -34,8 +34,9 @@ type Admin struct {
 // document, /loglevel the level of the log, which a PUT changes until the process
 // ends. An index further behind than the stream's duplicate window is
 // reported, since redeliveries may then be stored again. The spool may be nil;
-// with one that works, an outage of NATS is a warning only.
-func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, asyncapi []byte, reg prometheus.Gatherer, level *slog.LevelVar, log *slog.Logger) *Admin {
+// with one that works, an outage of NATS is a warning only. What /readyz says is
+// counted among the metrics.
+func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, asyncapi []byte, reg *prometheus.Registry, level *slog.LevelVar, log *slog.Logger) *Admin {
 	a := &Admin{mux: http.NewServeMux(), state: state, lag: lag, spool: spool, level: level, log: log}
 	a.mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	a.mux.HandleFunc("GET /readyz", a.readyz)
@@ -47,6 +48,21 @@ func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, async
 	a.mux.HandleFunc("GET /loglevel", func(w http.ResponseWriter, _ *http.Request) { a.showLevel(w) })
 	a.mux.HandleFunc("PUT /loglevel", a.setLevel)
 	a.mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	reg.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "bridge_ready",
+			Help: "1 while /readyz is true: events can be stored.",
+		}, func() float64 {
+			if a.readiness().Ready {
+				return 1
+			}
+			return 0
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "bridge_readiness_warnings",
+			Help: "How many warnings /readyz has: of what is weaker than was asked for.",
+		}, func() float64 { return float64(len(a.readiness().Warnings)) }),
+	)
 	return a
 }
 
@@ -70,7 +86,7 @@ type Readiness struct {
 	SpoolMessages *int `json:"spool_messages,omitempty"`
 }
 
-func (a *Admin) readyz(w http.ResponseWriter, _ *http.Request) {
+func (a *Admin) readiness() Readiness {
 	st, lag := a.state(), a.lag()
 	r := Readiness{
 		Problems:         append([]string(nil), st.Problems...),
@@ -100,6 +116,11 @@ func (a *Admin) readyz(w http.ResponseWriter, _ *http.Request) {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("the index is %v behind: a redelivery after more than %v may be stored again", lag.Oldest.Round(time.Second), window))
 	}
 	r.Ready = len(r.Problems) == 0
+	return r
+}
+
+func (a *Admin) readyz(w http.ResponseWriter, _ *http.Request) {
+	r := a.readiness()
 	w.Header().Set("Content-Type", "application/json")
 	if !r.Ready {
 		w.WriteHeader(http.StatusServiceUnavailable)

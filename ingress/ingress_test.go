@@ -590,11 +590,28 @@ func TestAdmin(t *testing.T) {
 			t.Errorf("no metric %s", name)
 		}
 	}
+	if ready, warnings := r.metric("bridge_ready", nil), r.metric("bridge_readiness_warnings", nil); ready != 1 || warnings != 1 {
+		t.Errorf("bridge_ready %v, bridge_readiness_warnings %v", ready, warnings)
+	}
+	// A rate starts from zero.
+	for _, series := range []string{
+		`bridge_rejections_total{provider="dfns",reason="signature_mismatch"} 0`,
+		`bridge_rejections_total{provider="unknown",reason="unknown_provider"} 0`,
+		`bridge_quarantined_total{provider="waldo",reason="type_missing"} 0`,
+		`bridge_schema_violations_total{provider="waldo",type="flag"} 0`,
+	} {
+		if !strings.Contains(get("/metrics").Body.String(), series+"\n") {
+			t.Errorf("no %s", series)
+		}
+	}
 	s.Shutdown()
 	s.WaitForShutdown()
 	natstest.Eventually(t, 10*time.Second, "readyz is false", func() bool { status, _ := readiness(); return status == http.StatusServiceUnavailable })
 	if _, got := readiness(); got.Ready || len(got.Problems) == 0 || !strings.Contains(got.Problems[0], "not connected") {
 		t.Errorf("readyz: %+v", got)
+	}
+	if ready := r.metric("bridge_ready", nil); ready != 0 {
+		t.Errorf("bridge_ready %v", ready)
 	}
 	if w := get("/livez"); w.Code != http.StatusOK {
 		t.Errorf("livez without NATS: %d", w.Code)

@@ -55,9 +55,20 @@ func newMetrics(providers []string, reg prometheus.Registerer) (*metrics, error)
 		}, []string{"provider"}),
 	}
 	for _, p := range append(providers, unknown) { // so that rates start from zero
+		m.seconds.WithLabelValues(p)
 		for _, r := range []string{accepted, duplicate, quarantined, spooled, rejected, failed} {
 			if p != unknown || r == rejected {
 				m.webhooks.WithLabelValues(p, r)
+			}
+		}
+		for r := range refusals {
+			if (p == unknown) == (r == UnknownProvider) {
+				m.rejections.WithLabelValues(p, string(r))
+			}
+		}
+		for _, r := range quarantineReasons {
+			if p != unknown {
+				m.quarantined.WithLabelValues(p, string(r))
 			}
 		}
 	}

@@ -36,6 +36,8 @@ const (
 	NotPublishable  Reason = "not_publishable"
 )
 
+var quarantineReasons = []Reason{BodyNotJSON, TypeMissing, IdentityMissing, SchemaViolation, NotPublishable}
+
 // refusals says how each refusal is answered.
 var refusals = map[Reason]struct {
 	status int

@@ -40,6 +40,9 @@ func NewSchemas(mode SchemaMode, baseURL string, reg prometheus.Registerer) (*Sc
 	var err error
 	if mode != SchemaOff {
 		s.validator, err = schemas.Compile()
+		for _, t := range schemas.Types() { // so that rates start from zero
+			s.violations.WithLabelValues(t.Provider, t.Kind)
+		}
 	}
 	return s, errors.Join(err, reg.Register(s.violations))
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/hookbus/bridge/internal/natstest"
@@ -130,6 +132,21 @@ func serve(t *testing.T, environ []string) *running {
 	return r
 }
 
+// scrape returns the metrics.
+func scrape(t *testing.T, environ []string) string {
+	t.Helper()
+	response, err := http.Get("http://" + value(environ, "BRIDGE_ADMIN_ADDR") + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 func TestDev(t *testing.T) {
 	environ := environment(t)
 	r := launch(t, environ, "dev")
@@ -189,7 +206,7 @@ func TestWatchReadsOnceMore(t *testing.T) {
 		text, err := os.ReadFile(secrets)
 		content <- string(text)
 		return err
-	}}}, slog.New(slog.DiscardHandler))
+	}}}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -503,8 +520,15 @@ func TestSecretsFileIsReadAgain(t *testing.T) {
 	if !works("second") {
 		t.Error("a file without a secret has taken the secrets away")
 	}
+	successful := `bridge_last_reload_successful{file="` + filepath.Join(dir, "waldo") + `"} `
+	if text := scrape(t, environ); !strings.Contains(text, successful+"0\n") {
+		t.Errorf("the mistake is not in the metrics:\n%s", text)
+	}
 	generation("..4", "third\n")
 	natstest.Eventually(t, 10*time.Second, "the first secret works no more", func() bool { return works("third") && !works("first") })
+	if text := scrape(t, environ); !strings.Contains(text, successful+"1\n") {
+		t.Errorf("the file that can be used is not in the metrics:\n%s", text)
+	}
 	if code := r.stop(t); code != exitDone {
 		t.Errorf("exit %d: %s", code, r.stderr.String())
 	}

@@ -89,9 +89,10 @@ func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err e
 	if err != nil {
 		return nil, err
 	}
+	var cert *certificate
 	var tlsConfig *tls.Config
 	if cfg.TLSCertFile != "" {
-		cert := &certificate{certFile: cfg.TLSCertFile, keyFile: cfg.TLSKeyFile}
+		cert = &certificate{certFile: cfg.TLSCertFile, keyFile: cfg.TLSKeyFile}
 		if err := cert.reload(); err != nil {
 			return nil, configError{envPrefix + "TLS_CERT_FILE: " + err.Error()}
 		}
@@ -141,6 +142,9 @@ func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err e
 	for _, e := range endpoints {
 		registry.MustRegister(e.Verifier.(*verifier).inUse(e.Provider.Name))
 	}
+	if cert != nil {
+		registry.MustRegister(cert.expiry())
+	}
 	if b.bus, err = bus.Open(ctx, cfg.busConfig(), log, registry); err != nil {
 		return nil, err
 	}
@@ -187,7 +191,7 @@ func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err e
 	b.stopWatch = func() {}
 	if len(reload) > 0 {
 		watchCtx, cancel := context.WithCancel(context.Background())
-		wait, err := watch(watchCtx, reload, log)
+		wait, err := watch(watchCtx, reload, log, registry)
 		if err != nil {
 			cancel()
 			return nil, err

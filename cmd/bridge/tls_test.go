@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
@@ -72,6 +73,13 @@ func TestCertificateIsReadAgain(t *testing.T) {
 	}
 	writeCertificate(t, dir, 2)
 	natstest.Eventually(t, 10*time.Second, "the new certificate is served", func() bool { return serial() == 2 })
+	// Of the two files the first to change did not fit the other.
+	natstest.Eventually(t, 10*time.Second, "both files count as read", func() bool {
+		return len(regexp.MustCompile(`(?m)^bridge_last_reload_successful\{file=".*"\} 1$`).FindAllString(scrape(t, environ), -1)) == 2
+	})
+	if text := scrape(t, environ); !regexp.MustCompile(`(?m)^bridge_certificate_expiry_timestamp_seconds 1\.[0-9]+e\+09$`).MatchString(text) {
+		t.Errorf("no end of the certificate in:\n%s", text)
+	}
 	if code := r.stop(t); code != exitDone {
 		t.Errorf("exit %d: %s", code, r.stderr.String())
 	}
