@@ -78,6 +78,7 @@ type Handler struct {
 	limits    Limits
 	requests  budget
 	bytes     budget
+	draining  atomic.Bool
 	now       func() time.Time
 	log       *slog.Logger
 	metrics   *metrics
@@ -154,8 +155,15 @@ func refuse(reason Reason, err error) answer {
 	return answer{result: rejected, reason: reason, err: err}
 }
 
+// Drain has every answer from now on close its connection, so that a client which
+// keeps its connections open goes elsewhere before the listener is closed.
+func (h *Handler) Drain() { h.draining.Store(true) }
+
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	if h.draining.Load() {
+		w.Header().Set("Connection", "close")
+	}
 	name, below := strings.CutPrefix(r.URL.Path, "/webhooks/")
 	endpoint, known := h.endpoints[name]
 	if known = known && below; !known {

@@ -59,6 +59,7 @@ type bridge struct {
 	tracing *tracing // nil: off
 	bus     *bus.Bus
 	spool   *bus.Spool // nil: none
+	handler *ingress.Handler
 	admin   *ingress.Admin
 	servers struct{ admin, public *http.Server }
 
@@ -173,7 +174,7 @@ func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err e
 	if err != nil {
 		return nil, err
 	}
-	handler, err := ingress.New(endpoints, deduper, b.bus, spool, schemas, cfg.limits(), time.Now, log, registry, tracer)
+	b.handler, err = ingress.New(endpoints, deduper, b.bus, spool, schemas, cfg.limits(), time.Now, log, registry, tracer)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +186,7 @@ func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err e
 	undo = append(undo, b.stopIndex)
 	b.stopSpool = func() {}
 	if b.spool != nil {
-		b.stopSpool = background(func(ctx context.Context) { b.spool.Run(ctx, handler.HandOver) })
+		b.stopSpool = background(func(ctx context.Context) { b.spool.Run(ctx, b.handler.HandOver) })
 		undo = append(undo, b.stopSpool)
 	}
 	b.stopWatch = func() {}
@@ -201,7 +202,7 @@ func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err e
 
 	b.servers.admin = ingress.NewServer(b.admin, log)
 	go b.serve(b.servers.admin, adminListener)
-	b.servers.public = ingress.NewServer(handler, log)
+	b.servers.public = ingress.NewServer(b.handler, log)
 	b.servers.public.TLSConfig = tlsConfig
 	go b.serve(b.servers.public, publicListener)
 
@@ -242,12 +243,13 @@ func (b *bridge) wait(ctx context.Context) error {
 }
 
 // stop takes everything down so that nothing answered is lost: not ready, serve
-// on for the delay, no new requests, finish those in flight, then spool,
+// on for the delay while connections that are kept open go, no new requests, finish those in flight, then spool,
 // indexer, NATS, the admin listener and what is left of the traces. After the
 // delay the shutdown timeout bounds it.
 func (b *bridge) stop() error {
 	b.log.Info("shutting down")
 	b.admin.Drain()
+	b.handler.Drain()
 	time.Sleep(b.cfg.ShutdownDelay) // a second signal ends the process
 	ctx, cancel := context.WithTimeout(context.Background(), b.cfg.ShutdownTimeout)
 	defer cancel()

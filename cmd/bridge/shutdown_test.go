@@ -65,7 +65,8 @@ func stream(s *server.Server) uint64 {
 	return 0
 }
 
-// After the signal it says that it is not ready and serves on for the delay.
+// After the signal it says that it is not ready and serves on for the delay; a
+// connection that is kept open is closed with its next answer.
 func TestShutdownDelay(t *testing.T) {
 	environ := environment(t, "BRIDGE_WALDO_SECRETS=s", "BRIDGE_SHUTDOWN_DELAY=3s")
 	r := serve(t, environ)
@@ -73,6 +74,14 @@ func TestShutdownDelay(t *testing.T) {
 	natstest.Eventually(t, 2*time.Second, "it is not ready", func() bool { return status(environ, "/readyz") == http.StatusServiceUnavailable })
 	if code, stdout, _ := command(t, environ, "send", "waldo"); code != exitDone || !strings.Contains(stdout, "200 accepted") {
 		t.Errorf("exit %d: %s", code, stdout)
+	}
+	response, err := http.Post("http://"+value(environ, "BRIDGE_LISTEN_ADDR")+"/webhooks/waldo", "application/json", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if !response.Close {
+		t.Error("the connection stays open")
 	}
 	if code := r.stop(t); code != exitDone {
 		t.Errorf("exit %d: %s", code, r.stderr.String())

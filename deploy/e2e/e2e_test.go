@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -30,7 +31,7 @@ var (
 	volumesFlag   = flag.String("volumes", "", "folder for volumes, in a cluster without a provisioner whose nodes share this disk")
 	rateFlag      = flag.Float64("rate", 50, "webhooks a second")
 	keepFlag      = flag.Bool("keep", false, "leave everything in the cluster")
-	onlyFlag      = flag.String("only", "", "only the scenarios whose names contain this")
+	onlyFlag      = flag.String("only", "", "only the scenarios whose names match this regular expression")
 )
 
 // scenario is something that is done to the deployments.
@@ -66,6 +67,10 @@ type suite struct {
 }
 
 func TestKubernetes(t *testing.T) {
+	only, err := regexp.Compile(*onlyFlag)
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp("", "bridge-e2e-")
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +100,7 @@ func TestKubernetes(t *testing.T) {
 	}
 
 	for _, scenario := range scenarios {
-		if !strings.Contains(scenario.name, *onlyFlag) {
+		if !only.MatchString(scenario.name) {
 			continue
 		}
 		began := time.Now()

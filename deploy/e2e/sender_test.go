@@ -78,9 +78,10 @@ func newSender(rate float64, urls map[string]string, secrets map[string]string) 
 		s.count[name] = newCounts()
 	}
 	// Half of the requests come over connections that stay open, as a load
-	// balancer's do, half over new ones.
+	// balancer's do, half over new ones. What is idle for as long as a bridge
+	// serves on before it ends is closed by the client (docs/operations.md).
 	s.clients = []*http.Client{
-		{Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
+		{Transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 4 * time.Second}},
 		{Transport: &http.Transport{DisableKeepAlives: true}},
 	}
 	return s
