@@ -84,7 +84,8 @@ func (b *Bus) checkBodies(ctx context.Context, st *State, stream, quarantine *je
 	}
 	own := &State{refused: make(map[string]string)}
 	want := b.bodiesSpec(age)
-	if info := b.ensure(ctx, own, want); info != nil {
+	if s := b.ensure(ctx, own, want); s != nil {
+		info := s.CachedInfo()
 		c := info.Config
 		b.judge(own, c, "STREAM", "$O."+ObjectBucket(b.cfg.Stream)+".C")
 		st.bodiesRefused = own.refused[c.Name]

@@ -32,6 +32,7 @@ type State struct {
 	// and would lose what it acknowledges, or was never looked at. A stream that
 	// only cannot be reached is not refused; publishing finds that out.
 	refused map[string]string
+	stream  jetstream.Stream
 	bucket  jetstream.KeyValue
 	// bodiesRefused says why no body goes to the object store.
 	bodiesRefused string
@@ -186,6 +187,28 @@ func (b *Bus) created(ctx context.Context, fresh time.Duration) (time.Time, erro
 	return in.created, nil
 }
 
+// Holds reports whether the stream of events has the message of that id at that
+// sequence, or has had one there that was deleted since.
+func (b *Bus) Holds(ctx context.Context, sequence uint64, id string) (bool, error) {
+	stream := b.State().stream
+	if stream == nil {
+		return false, ErrUnavailable
+	}
+	msg, err := stream.GetMsg(ctx, sequence)
+	if err == nil {
+		return msg.Header.Get(jetstream.MsgIDHeader) == id, nil
+	}
+	if !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, err
+	}
+	// Deleted, not yet at the server that was asked, or never there.
+	s, err := b.js.Stream(ctx, b.cfg.Stream)
+	if err != nil {
+		return false, err
+	}
+	return sequence <= s.CachedInfo().State.LastSeq, nil
+}
+
 // check brings streams and bucket into being, if it may, and looks at them.
 func (b *Bus) check(ctx context.Context) *State {
 	old := b.state.Load()
@@ -201,21 +224,24 @@ func (b *Bus) check(ctx context.Context) *State {
 	// What gets no answer is as it was.
 	st := &State{
 		Durability: old.Durability, DuplicateWindow: old.DuplicateWindow, StreamCreated: old.StreamCreated, BucketCreated: old.BucketCreated,
-		refused: maps.Clone(old.refused), bucket: old.bucket, bodiesRefused: old.bodiesRefused,
+		refused: maps.Clone(old.refused), stream: old.stream, bucket: old.bucket, bodiesRefused: old.bodiesRefused,
 	}
 	replicas := 0 // of the stream of events, where it is known
-	stream := b.ensure(ctx, st, b.streamSpec())
-	if stream != nil {
+	var stream *jetstream.StreamInfo
+	if s := b.ensure(ctx, st, b.streamSpec()); s != nil {
+		stream, st.stream = s.CachedInfo(), s
 		st.StreamCreated = stream.Created
 		replicas = stream.Config.Replicas
 		b.lookAtStream(st, stream)
 	}
-	quarantine := b.ensure(ctx, st, b.quarantineSpec())
-	if quarantine != nil {
+	var quarantine *jetstream.StreamInfo
+	if s := b.ensure(ctx, st, b.quarantineSpec()); s != nil {
+		quarantine = s.CachedInfo()
 		b.lookAtQuarantine(st, quarantine, replicas)
 	}
 	b.checkBodies(ctx, st, stream, quarantine)
-	if bucket := b.ensure(ctx, st, b.bucketSpec()); bucket != nil {
+	if s := b.ensure(ctx, st, b.bucketSpec()); s != nil {
+		bucket := s.CachedInfo()
 		st.BucketCreated = bucket.Created
 		b.lookAtBucket(st, bucket, replicas)
 		ctx, cancel := context.WithTimeout(ctx, apiTimeout)

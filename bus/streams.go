@@ -117,16 +117,16 @@ func unlimited(n int64) int64 {
 // ensure creates the stream if it is missing and gives an existing one the
 // explicit settings, if it may. What it could not do it adds to st; nil means
 // that there is no stream.
-func (b *Bus) ensure(ctx context.Context, st *State, want spec) (info *jetstream.StreamInfo) {
+func (b *Bus) ensure(ctx context.Context, st *State, want spec) (found jetstream.Stream) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	name := want.config.Name
 	defer func() {
-		if info != nil {
-			b.metrics.sawStream(want.holds, info)
+		if found != nil {
+			b.metrics.sawStream(want.holds, found.CachedInfo())
 		}
 	}()
-	fail := func(err error) *jetstream.StreamInfo {
+	fail := func(err error) jetstream.Stream {
 		if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded) {
 			err = ErrNoJetStream
 		}
@@ -158,7 +158,7 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) (info *jetstream
 		return fail(err)
 	}
 	if !b.cfg.Manage || len(want.explicit) == 0 {
-		return stream.CachedInfo()
+		return stream
 	}
 	for _, s := range want.explicit { // one by one: a refused one leaves the others
 		changed, err := b.update(ctx, name, s)
@@ -171,7 +171,7 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) (info *jetstream
 	if stream, err = b.js.Stream(ctx, name); err != nil {
 		return fail(err)
 	}
-	return stream.CachedInfo()
+	return stream
 }
 
 // update gives a stream the setting if that differs. It works on the API's

@@ -47,10 +47,13 @@ type Deduper struct {
 	// complete waits a moment until all that the stream held at the call after
 	// a sequence is indexed, and reports whether it is.
 	complete func(ctx context.Context, after uint64) bool
-	windows  Windows
-	latest   atomic.Pointer[entry] // stored by this process
-	reports  keyedLock
-	errors   prometheus.Counter
+	// holds reports whether the stream has, or has had, the message of that id at
+	// that sequence.
+	holds   func(ctx context.Context, sequence uint64, id string) (bool, error)
+	windows Windows
+	latest  atomic.Pointer[entry] // stored by this process
+	reports keyedLock
+	errors  prometheus.Counter
 }
 
 // New returns a deduper over the bus's bucket.
@@ -59,6 +62,7 @@ func New(b *bus.Bus, w Windows, reg prometheus.Registerer) (*Deduper, error) {
 		index:          bucket{b},
 		incarnation:    b.Incarnation,
 		newIncarnation: b.NewIncarnation,
+		holds:          b.Holds,
 		windows:        w,
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bridge_dedupe_errors_total",
@@ -147,9 +151,10 @@ func (d *Deduper) lookup(ctx context.Context, names []string) *entry {
 	var known *entry
 	var unknown []string
 	for i, e := range entries {
-		if e == nil {
+		switch {
+		case e == nil, known == nil && !d.there(ctx, e.storedEvent):
 			unknown = append(unknown, names[i])
-		} else if known == nil {
+		case known == nil:
 			known = e
 		}
 	}
@@ -167,6 +172,24 @@ func (d *Deduper) stored(ctx context.Context, name string) *entry {
 		return nil
 	}
 	return &e
+}
+
+// there reports whether the message that an entry names is in the stream, or was
+// until somebody deleted it. It is not where the stream was set back and the
+// bucket was not: by a backup, or by a server that lost what it had not synced.
+// Without an answer the index is believed.
+func (d *Deduper) there(ctx context.Context, s storedEvent) bool {
+	if failpoint.ClaimFirst {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
+	defer cancel()
+	there, err := d.holds(ctx, s.Sequence, s.ID)
+	if err != nil {
+		d.errors.Inc()
+		return true
+	}
+	return there
 }
 
 // remember writes the entry under the names, as far as it can.

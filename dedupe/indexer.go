@@ -22,8 +22,12 @@ import (
 // IndexerName is the durable consumer that all replicas share.
 const IndexerName = "bridge-indexer"
 
-// bucketMetadata is where the consumer keeps which bucket it fills.
-const bucketMetadata = "bridge-bucket-created"
+// Where the consumer keeps which bucket it fills, and from which stream: one that
+// was restored from a backup has the consumer that it had, and may be another.
+const (
+	bucketMetadata = "bridge-bucket-created"
+	streamMetadata = "bridge-stream-created"
+)
 
 // Indexer writes the names of stored events into the bucket. Every replica
 // runs one; they share the work.
@@ -179,17 +183,18 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	js, stream := x.bus.JetStream(), x.bus.Stream()
-	bucket := st.BucketCreated.UTC().Format(time.RFC3339Nano)
+	bucket, created := st.BucketCreated.UTC().Format(time.RFC3339Nano), st.StreamCreated.UTC().Format(time.RFC3339Nano)
 	c, err := js.Consumer(ctx, stream, IndexerName)
 	if err == nil {
-		fills := c.CachedInfo().Config.Metadata[bucketMetadata]
-		if fills == bucket {
+		metadata := c.CachedInfo().Config.Metadata
+		// Earlier versions did not keep the stream.
+		if reads := metadata[streamMetadata]; metadata[bucketMetadata] == bucket && (reads == created || reads == "") {
 			return c, nil
 		}
-		if t, err := time.Parse(time.RFC3339Nano, fills); err == nil && t.After(st.BucketCreated) {
-			return nil, errStale // another replica knows a newer bucket
+		if after(metadata[bucketMetadata], st.BucketCreated) || after(metadata[streamMetadata], st.StreamCreated) {
+			return nil, errStale // another replica knows a newer one
 		}
-		x.log.Info("the bucket is new: indexing again", "since", x.dedupe.windows.Dedupe)
+		x.log.Info("the bucket or the stream is new: indexing again", "since", x.dedupe.windows.Dedupe)
 		if err := js.DeleteConsumer(ctx, stream, IndexerName); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return nil, err
 		}
@@ -207,12 +212,18 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 		MaxDeliver:    -1,
 		MaxAckPending: indexPending,
 		HeadersOnly:   true,
-		Metadata:      map[string]string{bucketMetadata: bucket},
+		Metadata:      map[string]string{bucketMetadata: bucket, streamMetadata: created},
 	})
 	if errors.Is(err, jetstream.ErrConsumerExists) { // by another replica just now
 		return js.Consumer(ctx, stream, IndexerName)
 	}
 	return c, err
+}
+
+// after reports whether a time in the metadata is later than t.
+func after(text string, t time.Time) bool {
+	at, err := time.Parse(time.RFC3339Nano, text)
+	return err == nil && at.After(t)
 }
 
 // handle writes the names of one message and acknowledges it; what fails comes

@@ -55,6 +55,8 @@ type reporting struct {
 	// old is the token of a mark that was left behind by a report that has
 	// another after it, or of which it cannot be told.
 	old string
+	// gone is the sequence of a report that the entry names and the stream has not.
+	gone uint64
 	// indexed is whether the index was complete after the delivery began; nil
 	// until it is asked.
 	indexed *bool
@@ -89,7 +91,11 @@ func (r *reporting) once(ctx context.Context, publish Publish) (Result, error) {
 			return Result{}, err
 		}
 		if known != nil {
-			return Result{ID: known.ID, Duplicate: true}, nil
+			if r.there(ctx, *known) {
+				return Result{ID: known.ID, Duplicate: true}, nil
+			}
+			r.gone = known.Sequence
+			continue
 		}
 		r.event.SetToken(m.Token)
 		failpoint.Hit("marked")
@@ -160,6 +166,9 @@ func (r *reporting) mark(ctx context.Context) (under mark, known *storedEvent, e
 	doubt := false
 	edit := func(last *entry) (write bool) {
 		under, known, doubt = ours, nil, false
+		if r.gone != 0 && last.Sequence >= r.gone { // and what came after it
+			*last = entry{Mark: last.Mark}
+		}
 		if m := last.Mark; m != nil && (m.Token == r.old || m.Token == r.own) {
 			last.Mark = nil
 		}
