@@ -283,6 +283,9 @@ func (b *bridge) takeDown(ctx context.Context) error {
 	b.stopIndex()
 	b.stopBus()
 	if b.spool != nil {
+		if n := b.spool.Len(); n > 0 {
+			b.log.Warn("webhooks stay in the spool", "messages", n)
+		}
 		b.spool.Close()
 	}
 	errs = append(errs, b.bus.Close(ctx))

@@ -35,7 +35,7 @@ func TestSpoolOutlivesTheProcess(t *testing.T) {
 			t.Errorf("exit %d: %s", code, stdout)
 		}
 	}
-	if code := r.stop(t); code != exitDone {
+	if code := r.stop(t); code != exitDone || !strings.Contains(r.stderr.String(), `"msg":"webhooks stay in the spool","messages":3`) {
 		t.Errorf("exit %d: %s", code, r.stderr.String())
 	}
 	s := natstest.Server(t, func(o *server.Options) {

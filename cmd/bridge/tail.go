@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -158,10 +159,16 @@ func (t *tailCmd) printEvent(ctx context.Context, js jetstream.JetStream, w io.W
 	if differs(t.Type, ce.Type()) || differs(t.Outcome, outcome) || differs(t.Entity, ce.Subject()) {
 		return nil
 	}
-	if !t.JSON {
-		_, err = fmt.Fprintln(w, harmless(eventLine(msg.Subject(), ce)))
+	at, err := msg.Metadata()
+	if err != nil {
 		return err
 	}
+	if !t.JSON {
+		_, err = fmt.Fprintf(w, "%s  seq=%d\n", harmless(eventLine(msg.Subject(), ce)), at.Sequence.Stream)
+		return err
+	}
+	// The extension "sequence" of CloudEvents: where it is in the stream.
+	ce.SetExtension("sequence", strconv.FormatUint(at.Sequence.Stream, 10))
 	if ref, ok := ce.Extensions()["dataref"].(string); ok {
 		body, err := bus.ReadObject(ctx, js, ref)
 		if err != nil {

@@ -47,12 +47,19 @@ func TestTailOddMessages(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{{"tail", "--since", "1h"}, {"tail", "--since", "1h", "--json"}} {
+		where := "seq=5"
+		if args[len(args)-1] == "--json" {
+			where = `"sequence":"5"`
+		}
 		tail := launch(t, environ, args...)
-		natstest.Eventually(t, 20*time.Second, "the last event is shown", func() bool { return strings.Contains(tail.stdout.String(), "last") })
+		natstest.Eventually(t, 20*time.Second, "the last event is shown", func() bool { return strings.Contains(tail.stdout.String(), where) })
 		tail.stop(t)
 		lines := strings.Split(strings.TrimSpace(tail.stdout.String()), "\n")
 		if len(lines) != 5 || strings.Contains(tail.stdout.String(), "\x1b") {
 			t.Errorf("%v: %d lines:\n%q", args, len(lines), tail.stdout.String())
+		}
+		if last := lines[len(lines)-1]; !strings.Contains(last, where) {
+			t.Errorf("%v: no %s: %s", args, where, last)
 		}
 		for _, line := range lines {
 			if args[len(args)-1] == "--json" && !json.Valid([]byte(line)) {

@@ -97,7 +97,7 @@ func (c *cluster) install() {
 		return hex.EncodeToString(b)
 	}
 	passwords := map[string]string{}
-	for _, user := range []string{"ROUTE", "BRIDGE", "CONSUMER", "SYS"} {
+	for _, user := range []string{"ROUTE", "BRIDGE", "CONSUMER", "OPERATOR", "SYS"} {
 		passwords["NATS_"+user+"_PASSWORD"] = random()
 	}
 	c.password = passwords["NATS_CONSUMER_PASSWORD"]

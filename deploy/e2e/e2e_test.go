@@ -374,6 +374,8 @@ func (s *suite) ungraceful() {
 		`[{"op":"replace","path":"/spec/template/spec/terminationGracePeriodSeconds","value":1}]`)
 	s.rolledOut(production)
 	s.sender.take(production.namespace) // those pods had the delay still
-	s.kubectl("rollout", "restart", production.workload, "-n", production.namespace)
-	s.rolledOut(production)
+	for range 2 {
+		s.kubectl("rollout", "restart", production.workload, "-n", production.namespace)
+		s.rolledOut(production)
+	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/hookbus/bridge/events"
 	"github.com/hookbus/bridge/internal/natstest"
 	"github.com/hookbus/bridge/normalize"
+	"github.com/hookbus/bridge/replay"
 )
 
 const within = 20 * time.Second
@@ -27,7 +28,7 @@ const within = 20 * time.Second
 // startServer runs one server with the users of nats.conf.
 func startServer(t *testing.T) *server.Server {
 	t.Helper()
-	for _, name := range []string{"NATS_ROUTE_PASSWORD", "NATS_BRIDGE_PASSWORD", "NATS_CONSUMER_PASSWORD", "NATS_SYS_PASSWORD"} {
+	for _, name := range []string{"NATS_ROUTE_PASSWORD", "NATS_BRIDGE_PASSWORD", "NATS_CONSUMER_PASSWORD", "NATS_OPERATOR_PASSWORD", "NATS_SYS_PASSWORD"} {
 		t.Setenv(name, strings.ToLower(name))
 	}
 	t.Setenv("POD_NAME", "nats-0")
@@ -143,7 +144,8 @@ func (l *log) String() string {
 }
 
 // The bridge can do all that it does as the user bridge, and a service reads what
-// it publishes as the user consumer; neither can do more.
+// it publishes as the user consumer; neither can do more. A person has the user
+// operator.
 func TestPermissions(t *testing.T) {
 	s := startServer(t)
 	l := &log{}
@@ -204,7 +206,40 @@ func TestPermissions(t *testing.T) {
 	}
 
 	bridge := connect(t, s, "bridge")
+	stream, err := bridge.js.Stream(t.Context(), "WEBHOOKS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	consumers := stream.ListConsumers(t.Context()) // bridge status
+	for range consumers.Info() {
+	}
+	if consumers.Err() != nil {
+		t.Error(consumers.Err())
+	}
 	bridge.mayNot(t, "orders.new", "$JS.API.STREAM.CREATE.ORDERS", "$JS.API.STREAM.NAMES", "$JS.API.CONSUMER.CREATE.ORDERS.x", "$SYS.REQ.SERVER.PING")
+
+	operator := connect(t, s, "operator")
+	result, err := replay.Run(t.Context(), operator.Conn, "again", replay.Selection{FromSeq: 1}, replay.Options{Stream: "WEBHOOKS", Keep: time.Hour})
+	if err != nil || result.Copied == 0 || result.Copied != stream.CachedInfo().State.Msgs {
+		t.Errorf("replay: %+v, %v", result, err)
+	}
+	q, err := bus.OpenQuarantine(t.Context(), operator.js, "WEBHOOKS_QUARANTINE", "quarantine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	removed := 0
+	for item, err := range q.All(t.Context()) {
+		if err == nil {
+			err = q.Remove(t.Context(), item)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		removed++
+	}
+	if removed != 1 {
+		t.Errorf("%d in the quarantine, want 1", removed)
+	}
 
 	c := connect(t, s, "consumer")
 	consumer, err := c.js.CreateOrUpdateConsumer(t.Context(), "WEBHOOKS", jetstream.ConsumerConfig{Durable: "onboarding", AckPolicy: jetstream.AckExplicitPolicy})
