@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/normalize"
+)
+
+// reference is what the bridge is compared with: the least Go code that reads,
+// verifies and answers and, if there is a NATS server, publishes with a message
+// id and waits for the acknowledgement.
+func reference(addr, url string) error {
+	p, _ := normalize.ByName(named.provider)
+	verifier, err := p.Scheme.NewVerifier([]string{os.Getenv("SECRET")}, time.Hour)
+	if err != nil {
+		return err
+	}
+	var js jetstream.JetStream
+	if url != "" {
+		nc, err := nats.Connect(url)
+		if err != nil {
+			return err
+		}
+		if js, err = jetstream.New(nc); err != nil {
+			return err
+		}
+	}
+	answer := []byte(`{"result":"accepted","id":"5832f0ea4a798419422781005c697a84a7b1c2d3e4f5061728394a5b6c7d8e9f"}`)
+	server := &http.Server{Addr: addr, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			http.Error(w, "", http.StatusBadRequest)
+			return
+		}
+		if _, err := verifier.Verify(r.Header, body, time.Now()); err != nil {
+			http.Error(w, "", http.StatusUnauthorized)
+			return
+		}
+		if js != nil {
+			sum := sha256.Sum256(body)
+			ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+			defer cancel()
+			if _, err := js.Publish(ctx, referenceStream+".event", body, jetstream.WithMsgID(hex.EncodeToString(sum[:]))); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				http.Error(w, "", http.StatusServiceUnavailable)
+				return
+			}
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(answer)
+	})}
+	return server.ListenAndServe()
+}
+
+// referenceStream is also its subject.
+const referenceStream = "REFERENCE"
