@@ -1,7 +1,6 @@
 package normalize
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"slices"
@@ -37,7 +36,7 @@ var dfns = Provider{
 		body = setField(body, 1, "deliveryAttempt")
 		body = setField(body, now.Unix(), "timestampSent")
 		if o, err := parseObject(body); err == nil {
-			if name, id := dfnsEntity(o.str("kind"), o["data"]); name != "" {
+			if name, id := dfnsEntity(o.str("kind"), o.get("data")); name != "" {
 				body = setField(body, id[:strings.LastIndexByte(id, '-')+1]+randomHex(8), "data", name, "id")
 			}
 		}
@@ -54,7 +53,7 @@ func mapDfns(_ []byte, o object) (mapping, error) {
 		id        = o.text("id")
 		date      = o.text("date")
 		content   = o.compact("data")
-		_, entity = dfnsEntity(kind, o["data"])
+		_, entity = dfnsEntity(kind, o.get("data"))
 	)
 	if strings.HasPrefix(kind, "policy.approval.") {
 		// Two documented shapes of policy.approval.resolved.
@@ -111,10 +110,7 @@ var dfnsEntities = []struct{ kind, object string }{
 // dfnsEntity returns the name and the id of the object that the event is
 // about: the one of dfnsEntities, else the first in data that has an id.
 func dfnsEntity(kind string, data json.RawMessage) (name, id string) {
-	o, err := parseObject(data)
-	if err != nil {
-		return "", ""
-	}
+	o, _ := members(data)
 	for _, e := range dfnsEntities {
 		if strings.HasPrefix(kind, e.kind) {
 			if id := o.object(e.object).text("id"); id != "" {
@@ -122,17 +118,10 @@ func dfnsEntity(kind string, data json.RawMessage) (name, id string) {
 			}
 		}
 	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.Token() // the brace
-	for d.More() {
-		key, _ := d.Token()
-		var value json.RawMessage
-		if d.Decode(&value) != nil {
-			break
-		}
-		inner, _ := parseObject(value)
+	for _, m := range o {
+		inner, _ := members(m.value)
 		if id := inner.text("id"); id != "" {
-			return key.(string), id
+			return unquote(m.name), id
 		}
 	}
 	return "", ""

@@ -22,7 +22,7 @@ var waldo = Provider{
 	Source:     "https://waldo.ai",
 	mapBody:    mapWaldo,
 	fresh: func(body []byte, _ time.Time) []byte {
-		if o, err := parseObject(body); err == nil && o["requestId"] != nil {
+		if o, err := parseObject(body); err == nil && o.get("requestId") != nil {
 			return setField(body, randomHex(5), "requestId")
 		}
 		return setField(body, randomHex(12), "customerId")
