@@ -42,19 +42,18 @@ func (i Identity) Names() []string {
 // provider and the parts, each behind its length as eight bytes, so that no
 // two lists of parts look alike.
 func Digest(domain, provider string, parts ...string) string {
-	h := sha256.New()
-	write := func(s string) {
-		var length [8]byte
-		binary.BigEndian.PutUint64(length[:], uint64(len(s)))
-		h.Write(length[:])
-		h.Write([]byte(s))
-	}
-	write(domain)
-	write(provider)
+	var room [1 << 10]byte // most are shorter
+	b := room[:0]
+	add := func(s string) { b = append(binary.BigEndian.AppendUint64(b, uint64(len(s))), s...) }
+	add(domain)
+	add(provider)
 	for _, p := range parts {
-		write(p)
+		add(p)
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	sum := sha256.Sum256(b)
+	var text [2 * sha256.Size]byte
+	hex.Encode(text[:], sum[:])
+	return string(text[:])
 }
 
 // named is the identity of an event that its body names.
