@@ -13,7 +13,7 @@ COMMIT  ?= $(shell git rev-parse --verify --short HEAD 2>/dev/null || echo none)
 DATE    ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
-.PHONY: help run test lint fuzz faults soak bench generate check-asyncapi test-node verify-k8s e2e-k8s e2e-images build image clean
+.PHONY: help run test lint fuzz faults soak bench microbench bench-compare generate check-asyncapi test-node verify-k8s e2e-k8s e2e-images build image clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -46,8 +46,19 @@ faults: ## Break what is around the bridge for FAULTS_TIME (5m), by FAULTS_SEED 
 soak: ## Send webhooks for SOAK_TIME (30m) and watch what the bridge takes
 	go test -tags faults -count=1 -v -timeout 0 -run 'TestSoak$$' ./faults -soak=$(SOAK_TIME) $(FAULTS_ARGS)
 
-bench: ## Run all benchmarks
-	go test -run '^$$' -bench . -benchmem ./...
+BENCH_ARGS     ?=
+BENCH          ?= .
+BENCH_COUNT    ?= 6
+BENCH_PACKAGES ?= ./...
+
+bench: ## Measure the bridge beside two references and NATS, for half an hour; BENCH_ARGS=-help says more
+	go run ./bench $(BENCH_ARGS)
+
+microbench: ## Run all benchmarks of single stages
+	go test -run '^$$' -bench $(BENCH) -benchmem $(BENCH_PACKAGES)
+
+bench-compare: ## Compare the benchmarks BENCH of BENCH_PACKAGES with those of the last commit
+	@sh tools/bench-compare.sh $(BENCH_COUNT) '$(BENCH)' $(BENCH_PACKAGES)
 
 generate: ## Make the Go types of the payloads from the schemas
 	go generate ./events
