@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +32,7 @@ var (
 	connections = flag.String("connections", "1,16,64,256", "at the same time, comma-separated")
 	rounds      = flag.Int("rounds", 5, "of each; the medians are shown")
 	requests    = flag.Int("requests", 20_000, "of a round with 64 connections and more; with fewer it has fewer")
+	only        = flag.String("only", "", "only the systems whose names match this regular expression, and the references")
 	steady      = flag.Float64("steady", 500, "requests a second of the open loop; 0: none")
 	output      = flag.String("json", "", "file for the results")
 	serveMode   = flag.String("reference", "", "serve as a reference on this address; for the program itself")
@@ -203,6 +205,11 @@ func measure(setup, dir, bridge, natsServer string) ([]row, error) {
 		{name: "bridge, " + copies50.name, addr: addrs[2], process: b, traffic: copies50, bridge: true},
 		{name: "bridge, " + reports.name, addr: addrs[2], process: b, traffic: reports, bridge: true},
 	}
+	match, err := regexp.Compile(*only)
+	if err != nil {
+		return nil, err
+	}
+	systems = slices.DeleteFunc(systems, func(s system) bool { return s.bridge && !match.MatchString(s.name) })
 	m := &meter{servers: servers, js: js, secret: secret, systems: systems}
 	var rows []row
 	for _, c := range strings.Split(*connections, ",") {

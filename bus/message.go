@@ -41,27 +41,32 @@ func encode(e *normalize.Event, prefix string) (*nats.Msg, error) {
 	if err := ce.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotPublishable, err)
 	}
-	h := nats.Header{}
+	const most = 28 // headers; beyond it there are more allocations, no error
+	h, values := make(nats.Header, most), make([]string, 0, most)
 	set := func(name, value string) {
 		if value != "" {
-			h[name] = []string{value}
+			values = append(values, value)
+			h[name] = values[len(values)-1 : len(values) : len(values)]
 		}
 	}
-	attribute := func(name, value string) { set("ce-"+name, binding.Encode(value)) }
-	attribute("specversion", ce.SpecVersion())
-	attribute("id", ce.ID())
-	attribute("source", ce.Source())
-	attribute("type", ce.Type())
-	attribute("subject", ce.Subject())
-	attribute("time", types.FormatTime(ce.Time()))
-	attribute("datacontenttype", ce.DataContentType())
-	attribute("dataschema", ce.DataSchema())
+	attribute := func(name, value string) { set(name, binding.Encode(value)) }
+	attribute("ce-specversion", ce.SpecVersion())
+	attribute("ce-id", ce.ID())
+	attribute("ce-source", ce.Source())
+	attribute("ce-type", ce.Type())
+	attribute("ce-subject", ce.Subject())
+	attribute("ce-time", types.FormatTime(ce.Time()))
+	attribute("ce-datacontenttype", ce.DataContentType())
+	attribute("ce-dataschema", ce.DataSchema())
 	for name, value := range ce.Extensions() {
-		text, err := types.Format(value)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNotPublishable, err)
+		text, ok := value.(string)
+		if !ok {
+			var err error
+			if text, err = types.Format(value); err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrNotPublishable, err)
+			}
 		}
-		attribute(name, text)
+		attribute(extensionHeader(name), text)
 	}
 	// The official Go SDK takes the content type from here.
 	set("content-type", ce.DataContentType())
@@ -73,6 +78,24 @@ func encode(e *normalize.Event, prefix string) (*nats.Msg, error) {
 	set(StateHeader, e.Identity.State)
 	set(TokenHeader, e.Token)
 	return &nats.Msg{Subject: e.Subject(prefix), Header: h, Data: ce.Data()}, nil
+}
+
+// extensionHeaders are those of the bridge's own extensions.
+var extensionHeaders = func() map[string]string {
+	headers := make(map[string]string)
+	for _, name := range []string{
+		"provider", "dedupbasis", "recordedtime", "externalid", "requestid", "providereventid", "attempt", "outcome", "risk", "schemaerror",
+	} {
+		headers[name] = "ce-" + name
+	}
+	return headers
+}()
+
+func extensionHeader(name string) string {
+	if header, ok := extensionHeaders[name]; ok {
+		return header
+	}
+	return "ce-" + name
 }
 
 // traced has the message take along, in a header, the span that ctx is in, and
