@@ -50,6 +50,7 @@ type Deduper struct {
 	// holds reports whether the stream has, or has had, the message of that id at
 	// that sequence.
 	holds   func(ctx context.Context, sequence uint64, id string) (bool, error)
+	looks   chan struct{} // places for that
 	windows Windows
 	latest  atomic.Pointer[entry] // stored by this process
 	reports keyedLock
@@ -64,6 +65,7 @@ func New(b *bus.Bus, w Windows, reg prometheus.Registerer) (*Deduper, error) {
 		newIncarnation: b.NewIncarnation,
 		holds:          b.Holds,
 		windows:        w,
+		looks:          make(chan struct{}, 32),
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bridge_dedupe_errors_total",
 			Help: "Reads and writes of the dedupe bucket that failed; the stream's duplicate window protects meanwhile.",
@@ -184,6 +186,13 @@ func (d *Deduper) there(ctx context.Context, s storedEvent) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
+	select { // whole messages come, which may be large
+	case d.looks <- struct{}{}:
+		defer func() { <-d.looks }()
+	case <-ctx.Done():
+		d.errors.Inc()
+		return true
+	}
 	there, err := d.holds(ctx, s.Sequence, s.ID)
 	if err != nil {
 		d.errors.Inc()

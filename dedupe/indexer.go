@@ -37,6 +37,7 @@ type Indexer struct {
 	log     *slog.Logger
 	lag     atomic.Pointer[Lag]
 	unnamed prometheus.Counter
+	stale   time.Time // since when the consumer is of another bucket or stream; zero: it is not
 }
 
 // Lag is how far the index is behind the stream.
@@ -80,6 +81,7 @@ const (
 	indexHeartbeat  = 500 * time.Millisecond // after two without one the consumer is looked for again
 	drainTimeout    = time.Second
 	measureLagEvery = 2 * time.Second
+	staleFor        = 5 * time.Second // streams and bucket are looked at again each second meanwhile
 )
 
 // errStale: streams or bucket have changed since the bus looked at them.
@@ -95,12 +97,14 @@ func (x *Indexer) Run(ctx context.Context) {
 	wg.Go(func() { x.measureLag(ctx) })
 	for ctx.Err() == nil {
 		st := x.bus.State()
-		if st.Bucket() == nil || st.StreamCreated.IsZero() {
+		if st.Bucket() == nil || st.StreamCreated.IsZero() || !x.bus.Connected() {
 			wait(ctx, st.Changed(), indexRetry)
 			continue
 		}
 		if err := x.index(ctx, st); err != nil && ctx.Err() == nil {
-			x.log.Warn("indexing interrupted", "error", err)
+			if x.bus.Connected() { // else that is logged
+				x.log.Warn("indexing interrupted", "error", err)
+			}
 			x.bus.Wake()
 			wait(ctx, nil, indexRetry)
 		}
@@ -189,10 +193,18 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 		metadata := c.CachedInfo().Config.Metadata
 		// Earlier versions did not keep the stream.
 		if reads := metadata[streamMetadata]; metadata[bucketMetadata] == bucket && (reads == created || reads == "") {
+			x.stale = time.Time{}
 			return c, nil
 		}
 		if after(metadata[bucketMetadata], st.BucketCreated) || after(metadata[streamMetadata], st.StreamCreated) {
-			return nil, errStale // another replica knows a newer one
+			// Another replica knows a newer one; or there is none, since a clock
+			// was set back.
+			if x.stale.IsZero() {
+				x.stale = time.Now()
+			}
+			if time.Since(x.stale) < staleFor {
+				return nil, errStale
+			}
 		}
 		x.log.Info("the bucket or the stream is new: indexing again", "since", x.dedupe.windows.Dedupe)
 		if err := js.DeleteConsumer(ctx, stream, IndexerName); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -201,6 +213,7 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 	} else if !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil, err
 	}
+	x.stale = time.Time{}
 	start := time.Now().Add(-x.dedupe.windows.Dedupe)
 	c, err = js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
 		Durable:       IndexerName,

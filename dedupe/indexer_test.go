@@ -262,3 +262,17 @@ func TestIndexerStartsOneWindowAgo(t *testing.T) {
 		}
 	})
 }
+
+// A consumer whose metadata name a later bucket than there is (the server's clock
+// was set back; an older bucket was restored) does not stop the index for ever.
+func TestConsumerOfALaterBucket(t *testing.T) {
+	b := start(t, external(natstest.Server(t)))
+	_, err := b.js.CreateConsumer(t.Context(), "WEBHOOKS", jetstream.ConsumerConfig{Durable: "bridge-indexer", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: -1, HeadersOnly: true,
+		Metadata: map[string]string{"bridge-bucket-created": b.bus.State().BucketCreated.Add(time.Hour).UTC().Format(time.RFC3339Nano)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.index()
+	b.stores(screening("1"))
+	b.indexed()
+}

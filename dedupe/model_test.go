@@ -159,6 +159,7 @@ func (w *world) play() {
 			index:       modelIndex{w},
 			incarnation: func(context.Context) (time.Time, error) { return time.Unix(1, 0), nil },
 			complete:    w.complete,
+			looks:       make(chan struct{}, 1),
 			holds:       func(context.Context, uint64, string) (bool, error) { return true, nil },
 			windows:     Windows{State: time.Hour, Dedupe: 2 * time.Hour},
 			errors:      prometheus.NewCounter(prometheus.CounterOpts{Name: "errors"}),

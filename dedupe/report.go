@@ -252,6 +252,11 @@ func (r *reporting) isIndexed(ctx context.Context, after uint64) bool {
 func (d *Deduper) settle(ctx context.Context, r report) error {
 	return d.change(ctx, r.key, func(e *entry) bool {
 		changed := e.record(r.stored)
+		// What seems to come after a report just stored may be what the stream has lost.
+		for changed && e.Sequence > r.stored.Sequence && len(e.Earlier) > 0 && !d.there(ctx, e.storedEvent) {
+			last := len(e.Earlier) - 1
+			e.storedEvent, e.Earlier = e.Earlier[last], e.Earlier[:last]
+		}
 		if e.Mark != nil && e.Mark.Token == r.token {
 			e.Mark = nil
 			changed = true

@@ -114,6 +114,32 @@ func TestEntryWithoutItsMessage(t *testing.T) {
 	}
 }
 
+// A state report stored after the stream has lost its tail is known when it comes
+// again, also where the entry still names a report beyond the end of the stream.
+func TestReportBehindALostTail(t *testing.T) {
+	t.Parallel()
+	cfg := external(natstest.Server(t))
+	cfg.DuplicateWindow = shortly
+	b := start(t, cfg)
+	b.index()
+	b.stores(screening("1"))
+	b.indexed()
+	was, is := session("s-1", "AUTO_APPROVED"), session("s-1", "MANUALLY_REJECTED")
+	value, err := json.Marshal(map[string]any{
+		"stream": b.bus.State().StreamCreated.UnixNano(), "seq": 1000, "id": "lost", "state": b.event(was).Identity.State, "received": time.Now().Add(-time.Minute).UnixNano(),
+	})
+	if err == nil {
+		_, err = b.bus.State().Bucket().Put(t.Context(), b.event(was).Identity.StateKey, value)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := b.stores(is)
+	b.indexed()
+	b.forget()
+	b.knows(is, id)
+}
+
 // snapshot is a backup of a stream, as the nats command takes it.
 type snapshot struct {
 	Config json.RawMessage `json:"config"`
