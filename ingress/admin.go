@@ -3,6 +3,7 @@ package ingress
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -133,18 +134,21 @@ func (a *Admin) showLevel(w http.ResponseWriter) {
 	json.NewEncoder(w).Encode(map[string]string{"level": strings.ToLower(a.level.Level().String())})
 }
 
+var levels = map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+
 func (a *Admin) setLevel(w http.ResponseWriter, r *http.Request) {
-	var body struct {
-		Level *slog.Level `json:"level"`
-	}
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<10)).Decode(&body); err != nil || body.Level == nil {
+	var body struct{ Level string }
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<10))
+	err := d.Decode(&body)
+	to, known := levels[body.Level]
+	if _, more := d.Token(); err != nil || !known || more != io.EOF {
 		w.Header().Set("Content-Type", "application/problem+json")
 		w.WriteHeader(http.StatusBadRequest)
 		json.NewEncoder(w).Encode(map[string]any{"status": http.StatusBadRequest, "title": `The body is no {"level":"debug"}, with debug, info, warn or error.`})
 		return
 	}
-	from, to := a.level.Level(), *body.Level
-	a.level.Set(min(from, to)) // so that it is logged in any case
+	from := a.level.Level()
+	a.level.Set(min(from, to, slog.LevelWarn)) // so that it is logged in any case
 	a.log.Warn("log level changed", "from", from, "to", to)
 	a.level.Set(to)
 	a.showLevel(w)

@@ -538,7 +538,10 @@ func TestLogLevel(t *testing.T) {
 	}{
 		{http.MethodGet, "", http.StatusOK, "debug"},
 		{http.MethodPut, `{"level":"error"}`, http.StatusOK, "error"},
-		{http.MethodPut, `{"level":"WARN"}`, http.StatusOK, "warn"},
+		{http.MethodPut, `{"level":"warn"} `, http.StatusOK, "warn"},
+		{http.MethodPut, `{"level":"WARN"}`, http.StatusBadRequest, "warn"},
+		{http.MethodPut, `{"level":"error+99999"}`, http.StatusBadRequest, "warn"},
+		{http.MethodPut, `{"level":"debug"} x`, http.StatusBadRequest, "warn"},
 		{http.MethodPut, `{"level":"loud"}`, http.StatusBadRequest, "warn"},
 		{http.MethodPut, `{}`, http.StatusBadRequest, "warn"},
 		{http.MethodPut, `debug`, http.StatusBadRequest, "warn"},

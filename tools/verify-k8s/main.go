@@ -4,7 +4,7 @@
 // error. It needs no cluster.
 //
 // A folder may be followed by components, "overlays/production+components/priority":
-// they are rendered on top of it.
+// they are rendered on top of it, in the namespace bridge.
 package main
 
 import (
@@ -27,6 +27,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
+	"sigs.k8s.io/yaml"
 )
 
 // decodedOnly are kinds of which there is no Go module to check against.
@@ -79,6 +80,9 @@ func verify(decoder runtime.Decoder, folder string) (n int, err error) {
 			return n, err
 		}
 		n++
+		if err := placed(document); err != nil {
+			errs = append(errs, err)
+		}
 		if unchecked(document) {
 			continue
 		}
@@ -101,6 +105,21 @@ func unchecked(document []byte) bool {
 	return false
 }
 
+// placed returns an error for what would be created wherever kubectl is set to.
+func placed(document []byte) error {
+	var o struct {
+		Kind     string
+		Metadata struct{ Name, Namespace string }
+	}
+	if err := yaml.Unmarshal(document, &o); err != nil {
+		return err
+	}
+	if o.Metadata.Namespace == "" && o.Kind != "Namespace" && o.Kind != "PriorityClass" {
+		return fmt.Errorf("%s/%s has no namespace", o.Kind, o.Metadata.Name)
+	}
+	return nil
+}
+
 func render(folder string) ([]byte, error) {
 	parts := strings.Split(folder, "+")
 	files := filesys.MakeFsOnDisk()
@@ -115,7 +134,7 @@ func render(folder string) ([]byte, error) {
 			return nil, err
 		}
 		var b strings.Builder
-		fmt.Fprintf(&b, "resources:\n- %s\ncomponents:\n", relative(dir, parts[0]))
+		fmt.Fprintf(&b, "namespace: bridge\nresources:\n- %s\ncomponents:\n", relative(dir, parts[0]))
 		for _, component := range parts[1:] {
 			fmt.Fprintf(&b, "- %s\n", relative(dir, component))
 		}

@@ -405,7 +405,7 @@ func TestQueries(t *testing.T) {
 	t.Run("alerts", func(t *testing.T) {
 		// Without the comparisons and the times past, there is a value.
 		compared := regexp.MustCompile(`(==|>|<) [0-9.]+`)
-		past := regexp.MustCompile(` offset \w+`)
+		past := regexp.MustCompile(` offset \w+| unless on .*`)
 		for _, q := range conditions {
 			if values := p.query(t, q.expr); len(values) > 0 {
 				t.Logf("%-35s true: %v", q.where, values)
