@@ -79,7 +79,8 @@ K8S_VERIFY ?=
 
 verify-k8s: ## Render every overlay, bare and with every component, and check it strictly
 	go run -C tools ./verify-k8s $(patsubst %/,../%,$(OVERLAYS)) \
-		$(foreach o,production spool,../deploy/k8s/overlays/$(o)$(subst $(EMPTY) ,,$(patsubst %/,+../%,$(COMPONENTS))))
+		$(foreach o,production spool,../deploy/k8s/overlays/$(o)$(subst $(EMPTY) ,,$(patsubst %/,+../%,$(filter-out %/nats-tls/,$(COMPONENTS))))) \
+		../deploy/k8s/overlays/with-nats$(subst $(EMPTY) ,,$(patsubst %/,+../%,$(COMPONENTS)))
 	$(if $(K8S_VERIFY),$(K8S_VERIFY) -psa restricted $(OVERLAYS))
 
 build: ## Build the static binary bin/bridge

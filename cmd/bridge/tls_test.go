@@ -1,17 +1,8 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
-	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"regexp"
 	"testing"
@@ -20,35 +11,10 @@ import (
 	"github.com/hookbus/bridge/internal/natstest"
 )
 
-func writeCertificate(t *testing.T, dir string, serial int64) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "bridge"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{"cert": {Type: "CERTIFICATE", Bytes: cert}, "key": {Type: "PRIVATE KEY", Bytes: der}} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 func TestCertificateIsReadAgain(t *testing.T) {
 	dir := t.TempDir()
-	writeCertificate(t, dir, 1)
-	environ := environment(t, "BRIDGE_WALDO_SECRETS=s", "BRIDGE_TLS_CERT_FILE="+filepath.Join(dir, "cert"), "BRIDGE_TLS_KEY_FILE="+filepath.Join(dir, "key"))
+	natstest.WriteCertificate(t, dir, 1)
+	environ := environment(t, "BRIDGE_WALDO_SECRETS=s", "BRIDGE_TLS_CERT_FILE="+filepath.Join(dir, "tls.crt"), "BRIDGE_TLS_KEY_FILE="+filepath.Join(dir, "tls.key"))
 	r := serve(t, environ)
 	serial := func() int64 {
 		c, err := tls.Dial("tcp", value(environ, "BRIDGE_LISTEN_ADDR"), &tls.Config{InsecureSkipVerify: true})
@@ -71,7 +37,7 @@ func TestCertificateIsReadAgain(t *testing.T) {
 	if response.StatusCode != http.StatusMethodNotAllowed || response.ProtoMajor != 2 {
 		t.Errorf("got %d by %s", response.StatusCode, response.Proto)
 	}
-	writeCertificate(t, dir, 2)
+	natstest.WriteCertificate(t, dir, 2)
 	natstest.Eventually(t, 10*time.Second, "the new certificate is served", func() bool { return serial() == 2 })
 	// Of the two files the first to change did not fit the other.
 	natstest.Eventually(t, 10*time.Second, "both files count as read", func() bool {

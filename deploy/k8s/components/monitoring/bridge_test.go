@@ -2,16 +2,9 @@ package monitoring_test
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -50,7 +43,7 @@ func startBridge(t *testing.T) *bridge {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", path, "github.com/hookbus/bridge/cmd/bridge").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	certFile, keyFile := writeCertificate(t, dir)
+	certFile, keyFile := natstest.WriteCertificate(t, dir, 1)
 	b := &bridge{
 		webhooks: fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t)),
 		admin:    fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t)),
@@ -162,29 +155,4 @@ func (b *bridge) stopNATS(t *testing.T) {
 	if got := b.signed(t, p, secret(p), p.Fresh(p.Samples()[0].Body, time.Now())); got != "spooled" {
 		t.Fatalf("%s, want spooled", got)
 	}
-}
-
-// writeCertificate writes a certificate for an hour.
-func writeCertificate(t *testing.T, dir string) (certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certFile, keyFile = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
-	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: cert}, keyFile: {Type: "PRIVATE KEY", Bytes: der}} {
-		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return certFile, keyFile
 }

@@ -2,9 +2,12 @@ package deploy_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -26,7 +29,7 @@ import (
 const within = 20 * time.Second
 
 // startServer runs one server with the users of nats.conf.
-func startServer(t *testing.T) *server.Server {
+func startServer(t *testing.T, file string) *server.Server {
 	t.Helper()
 	for _, name := range []string{"NATS_ROUTE_PASSWORD", "NATS_BRIDGE_PASSWORD", "NATS_CONSUMER_PASSWORD", "NATS_OPERATOR_PASSWORD", "NATS_SYS_PASSWORD"} {
 		t.Setenv(name, strings.ToLower(name))
@@ -35,7 +38,7 @@ func startServer(t *testing.T) *server.Server {
 	for i := range 3 { // as nats.yaml has them
 		t.Setenv(fmt.Sprintf("NATS_ROUTE_%d", i), fmt.Sprintf(`"nats://route:nats_route_password@nats-%d.nats-cluster:6222"`, i))
 	}
-	o, err := server.ProcessConfigFile("nats.conf")
+	o, err := server.ProcessConfigFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,6 +52,9 @@ func startServer(t *testing.T) *server.Server {
 		if password, _ := route.User.Password(); route.User.Username() != o.Cluster.Username || password != o.Cluster.Password {
 			t.Errorf("a route that does not know the password of the others: %s", route.Redacted())
 		}
+	}
+	if secure := file != "nats.conf"; (o.Cluster.TLSConfig != nil && o.Cluster.TLSConfig.ClientAuth == tls.RequireAndVerifyClientCert) != secure || (o.TLSConfig != nil) != secure {
+		t.Errorf("%s: TLS is not as the manifests promise", file)
 	}
 	o.Cluster, o.Routes = server.ClusterOpts{}, nil
 	o.Host, o.Port, o.HTTPPort, o.PidFile, o.StoreDir = "127.0.0.1", server.RANDOM_PORT, 0, "", t.TempDir()
@@ -147,7 +153,7 @@ func (l *log) String() string {
 // it publishes as the user consumer; neither can do more. A person has the user
 // operator.
 func TestPermissions(t *testing.T) {
-	s := startServer(t)
+	s := startServer(t, "nats.conf")
 	l := &log{}
 	logger := slog.New(slog.NewTextHandler(l, nil))
 	b, err := bus.Open(t.Context(), bus.Config{
@@ -268,6 +274,38 @@ func TestPermissions(t *testing.T) {
 		"$JS.API.STREAM.PURGE.WEBHOOKS", "$JS.API.STREAM.DELETE.WEBHOOKS", "$JS.API.STREAM.MSG.DELETE.WEBHOOKS", "$JS.API.STREAM.UPDATE.WEBHOOKS",
 		"$JS.API.CONSUMER.DELETE.WEBHOOKS.bridge-indexer", "$JS.API.CONSUMER.MSG.NEXT.WEBHOOKS.bridge-indexer", "$JS.ACK.WEBHOOKS.bridge-indexer.1.1.1.1.1",
 		"$JS.API.STREAM.MSG.GET.WEBHOOKS_QUARANTINE")
+}
+
+// With components/nats-tls the bridge speaks TLS with the servers.
+func TestTLS(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := natstest.WriteCertificate(t, dir, 1)
+	files := strings.NewReplacer("/etc/nats-tls/tls.crt", cert, "/etc/nats-tls/tls.key", key, "/etc/nats-tls/ca.crt", cert)
+	for _, file := range []string{"nats.conf", "../../components/nats-tls/tls.conf", "../../components/nats-tls/cluster-tls.conf"} {
+		text, err := os.ReadFile(file)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, filepath.Base(file)), []byte(files.Replace(string(text))), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := startServer(t, filepath.Join(dir, "nats.conf"))
+	b, err := bus.Open(t.Context(), bus.Config{
+		URL: "nats://" + s.Addr().String(), User: "bridge", Password: "nats_bridge_password", TLSCA: cert,
+		Stream: "WEBHOOKS", SubjectPrefix: "webhooks", Replicas: 1, StreamMaxAge: 720 * time.Hour,
+		Bucket: "webhooks-dedupe", DedupeWindow: 168 * time.Hour, DuplicateWindow: 10 * time.Minute,
+		QuarantineStream: "WEBHOOKS_QUARANTINE", QuarantinePrefix: "quarantine", QuarantineMaxAge: 720 * time.Hour, QuarantineMaxBytes: 1 << 30,
+		MaxBody: 8 << 20, PublishTimeout: 3 * time.Second, Manage: true,
+	}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { b.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait(); b.Close(context.Background()) })
+	natstest.Eventually(t, within, "the bridge is ready", func() bool { return b.State().Ready() })
 }
 
 func event(t *testing.T, p normalize.Provider, body []byte) *normalize.Event {
