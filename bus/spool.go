@@ -194,7 +194,7 @@ func (s *Spool) put(ctx context.Context, item Spooled) error {
 		s.notify()
 		return nil
 	}
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, jetstream.ErrAsyncPublishTimeout) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		s.unsure.Store(true) // it may be stored yet, and would not be counted
 	} else {
 		s.add(item.Event != nil, -1)
@@ -244,17 +244,25 @@ func (s *Spool) write(ctx context.Context, item Spooled) error {
 	case <-future.Ok():
 		return nil
 	case err := <-future.Err():
-		return err
+		return late(err)
 	case <-ctx.Done():
 	}
 	select { // a process that was stopped for a while finds both at once
 	case <-future.Ok():
 		return nil
 	case err := <-future.Err():
-		return err
+		return late(err)
 	case <-time.After(spoolGrace):
 		return ctx.Err()
 	}
+}
+
+// late makes one error of all that did not answer in time.
+func late(err error) error {
+	if errors.Is(err, jetstream.ErrAsyncPublishTimeout) {
+		return context.DeadlineExceeded
+	}
+	return err
 }
 
 // fail has the store opened anew. What only did not answer in time is probed

@@ -35,7 +35,9 @@ func (st *spoolStore) connect(log *slog.Logger) (jetstream.JetStream, error) {
 		return nil, err
 	}
 	st.conns = append(st.conns, nc)
-	return jetstream.New(nc, jetstream.WithPublishAsyncTimeout(apiTimeout), jetstream.WithPublishAsyncMaxPending(1<<16))
+	// Who writes has a timeout of its own, which takes into account that the
+	// process may have stood still; this one only forgets what was lost.
+	return jetstream.New(nc, jetstream.WithPublishAsyncTimeout(time.Minute), jetstream.WithPublishAsyncMaxPending(1<<16))
 }
 
 func (st *spoolStore) close() {
