@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -377,29 +376,11 @@ func TestCloseTwice(t *testing.T) {
 	wantError(t, b, newEvent(t, 1), bus.ErrUnavailable)
 }
 
-// logged keeps what was logged.
-type logged struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
 // A bridge that waits for NATS at its start says so once, not nothing.
 func TestLogsThatNATSIsAway(t *testing.T) {
 	cfg := testConfig()
 	cfg.URL = "nats://127.0.0.1:" + strconv.Itoa(natstest.FreePort(t))
-	var log logged
+	var log natstest.Output
 	b, err := bus.Open(t.Context(), cfg, slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)

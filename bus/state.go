@@ -187,28 +187,6 @@ func (b *Bus) created(ctx context.Context, fresh time.Duration) (time.Time, erro
 	return in.created, nil
 }
 
-// Holds reports whether the stream of events has the message of that id at that
-// sequence, or has had one there that was deleted since.
-func (b *Bus) Holds(ctx context.Context, sequence uint64, id string) (bool, error) {
-	stream := b.State().stream
-	if stream == nil {
-		return false, ErrUnavailable
-	}
-	msg, err := stream.GetMsg(ctx, sequence)
-	if err == nil {
-		return msg.Header.Get(jetstream.MsgIDHeader) == id, nil
-	}
-	if !errors.Is(err, jetstream.ErrMsgNotFound) {
-		return false, err
-	}
-	// Deleted, not yet at the server that was asked, or never there.
-	s, err := b.js.Stream(ctx, b.cfg.Stream)
-	if err != nil {
-		return false, err
-	}
-	return sequence <= s.CachedInfo().State.LastSeq, nil
-}
-
 // check brings streams and bucket into being, if it may, and looks at them.
 func (b *Bus) check(ctx context.Context) *State {
 	old := b.state.Load()

@@ -132,29 +132,12 @@ func (c *client) mayNot(t *testing.T, subjects ...string) {
 	}
 }
 
-type log struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // The bridge can do all that it does as the user bridge, and a service reads what
 // it publishes as the user consumer; neither can do more. A person has the user
 // operator.
 func TestPermissions(t *testing.T) {
 	s := startServer(t, "nats.conf")
-	l := &log{}
+	l := &natstest.Output{}
 	logger := slog.New(slog.NewTextHandler(l, nil))
 	b, err := bus.Open(t.Context(), bus.Config{
 		URL: s.ClientURL(), User: "bridge", Password: "nats_bridge_password",
