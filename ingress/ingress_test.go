@@ -291,7 +291,7 @@ func TestPanicIsAnswered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var log syncBuffer
+	var log natstest.Output
 	r.handler, err = ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, panics{}, r.bus, nil, nil,
 		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 1, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, time.Now, slog.New(slog.NewTextHandler(&log, nil)), newRegistry(), nil)
 	if err != nil {

@@ -45,7 +45,7 @@ type rig struct {
 	registry *prometheus.Registry
 	bus      *bus.Bus
 	js       jetstream.JetStream
-	log      *syncBuffer
+	log      *natstest.Output
 	level    slog.LevelVar
 
 	now atomic.Pointer[time.Time]
@@ -86,7 +86,7 @@ func newTracedRig(t testing.TB, url string, spool bus.SpoolConfig, tracer trace.
 	for _, o := range options {
 		o(&cfg, &limits)
 	}
-	r := &rig{t: t, registry: prometheus.NewRegistry(), log: &syncBuffer{}}
+	r := &rig{t: t, registry: prometheus.NewRegistry(), log: &natstest.Output{}}
 	r.setNow(start)
 	r.level.Set(slog.LevelDebug)
 	log := slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: &r.level}))
@@ -304,23 +304,6 @@ func (a answer) expect(t *testing.T, status int, resultOrReason string) {
 	if a.Status != status || a.Result+a.Reason != resultOrReason {
 		t.Fatalf("got %d %s, want %d %s", a.Status, strings.TrimSpace(a.text), status, resultOrReason)
 	}
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 func natsURL(t testing.TB) string { return natstest.Server(t).ClientURL() }
