@@ -41,13 +41,6 @@ func (s *Spool) Stored(t *testing.T) int {
 	return int(info.State.Msgs)
 }
 
-// SetSpoolGrace changes for a test how long a write that is late is waited for.
-func SetSpoolGrace(t *testing.T, d time.Duration) {
-	old := spoolGrace
-	spoolGrace = d
-	t.Cleanup(func() { spoolGrace = old })
-}
-
 // Probe has the disk be probed for that long.
 func (s *Spool) Probe(d time.Duration) {
 	s.slow.Store(true)

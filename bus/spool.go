@@ -82,10 +82,6 @@ const (
 	spoolHeader = "Bridge-Spool"
 )
 
-// spoolGrace is how long the acknowledgement of a write is waited for after its
-// time has passed.
-var spoolGrace = 150 * time.Millisecond
-
 // OpenSpool locks the directory and opens the spool in it. A store that cannot
 // be opened is no error but a [Spool.Problem]; the errors are those of the
 // directory: that it cannot be made, or is another process's.
@@ -163,19 +159,19 @@ func (s *Spool) Close() {
 func (s *Spool) Put(ctx context.Context, item Spooled) error {
 	err := s.put(ctx, item)
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		// Once more: it may have been this process that stood still. What is
-		// written twice is recognised when it leaves.
+		// Once more: a disk may stand still for a moment. What is written twice
+		// is recognised when it leaves.
 		err = s.put(ctx, item)
 	}
 	return err
 }
 
-func (s *Spool) put(ctx context.Context, item Spooled) error {
-	ctx, cancel := context.WithTimeout(ctx, spoolTimeout)
+func (s *Spool) put(caller context.Context, item Spooled) error {
+	ctx, cancel := withTimeout(caller, spoolTimeout)
 	defer cancel()
 	for s.slow.Load() || !s.mu.TryRLock() { // it is being probed, or opened
 		if wait(ctx, time.Millisecond); ctx.Err() != nil {
-			return fmt.Errorf("%w: spool: %w", ErrUnavailable, ctx.Err())
+			return fmt.Errorf("%w: spool: %w", ErrUnavailable, context.Cause(ctx))
 		}
 	}
 	defer s.mu.RUnlock()
@@ -208,7 +204,7 @@ func (s *Spool) put(ctx context.Context, item Spooled) error {
 	case errors.As(err, &api) && api.ErrorCode == errStoreFailed:
 		s.full.Store(true)
 		s.problem(fmt.Sprintf("full; BRIDGE_SPOOL_MAX_BYTES is %d", s.cfg.MaxBytes))
-	default:
+	case caller.Err() == nil:
 		return s.fail("writing", err)
 	}
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
@@ -227,7 +223,7 @@ func (s *Spool) write(ctx context.Context, item Spooled) error {
 	select {
 	case s.order <- struct{}{}:
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	msg, received, err := item.encode(s.newest)
 	var future jetstream.PubAckFuture
@@ -246,14 +242,7 @@ func (s *Spool) write(ctx context.Context, item Spooled) error {
 	case err := <-future.Err():
 		return late(err)
 	case <-ctx.Done():
-	}
-	select { // a process that was stopped for a while finds both at once
-	case <-future.Ok():
-		return nil
-	case err := <-future.Err():
-		return late(err)
-	case <-time.After(spoolGrace):
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 }
 
@@ -263,6 +252,26 @@ func late(err error) error {
 		return context.DeadlineExceeded
 	}
 	return err
+}
+
+// withTimeout is [context.WithTimeoutCause] by a clock that stands still while this
+// process does: frozen or starved, it would take its own pause for the disk's.
+func withTimeout(parent context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	const steps = 16
+	ctx, cancel := context.WithCancelCause(parent)
+	go func() {
+		tick := time.NewTicker(d / steps)
+		defer tick.Stop()
+		for range steps {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+		cancel(context.DeadlineExceeded)
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // fail has the store opened anew. What only did not answer in time is probed
@@ -275,7 +284,7 @@ func (s *Spool) fail(what string, err error) error {
 		s.broken.Store(true)
 		s.problem(fmt.Sprintf("%s in %s fails: %v", what, s.cfg.Dir, err))
 		s.notify()
-	case s.slow.CompareAndSwap(false, true):
+	case !s.broken.Load() && s.slow.CompareAndSwap(false, true):
 		s.problem(fmt.Sprintf("%s in %s takes too long", what, s.cfg.Dir))
 		s.probes.Go(s.probe)
 	}

@@ -129,7 +129,7 @@ func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
 		if !done[m.sequence] {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
+		ctx, cancel := withTimeout(context.Background(), apiTimeout)
 		err := s.store.stream.DeleteMsg(ctx, m.sequence)
 		cancel()
 		if err != nil {
@@ -192,9 +192,12 @@ func (s *Spool) oldest(ctx context.Context, limit int) (batch []stored, err erro
 
 // read returns the first message from a sequence on.
 func (s *Spool) read(ctx context.Context, sequence uint64, subject string) (*jetstream.RawStreamMsg, error) {
-	bounded, cancel := context.WithTimeout(ctx, spoolTimeout)
+	bounded, cancel := withTimeout(ctx, spoolTimeout)
 	defer cancel()
 	msg, err := s.store.stream.GetMsg(bounded, sequence, jetstream.WithGetMsgSubject(subject))
+	if err != nil && bounded.Err() != nil {
+		err = context.Cause(bounded)
+	}
 	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) && ctx.Err() == nil {
 		return nil, s.fail("reading", err)
 	}

@@ -35,9 +35,9 @@ func (st *spoolStore) connect(log *slog.Logger) (jetstream.JetStream, error) {
 		return nil, err
 	}
 	st.conns = append(st.conns, nc)
-	// Who writes has a timeout of its own, which takes into account that the
-	// process may have stood still; this one only forgets what was lost.
-	return jetstream.New(nc, jetstream.WithPublishAsyncTimeout(time.Minute), jetstream.WithPublishAsyncMaxPending(1<<16))
+	// Who uses it has timeouts of its own, see withTimeout; these only forget what
+	// was lost.
+	return jetstream.New(nc, jetstream.WithDefaultTimeout(time.Minute), jetstream.WithPublishAsyncTimeout(time.Minute), jetstream.WithPublishAsyncMaxPending(1<<16))
 }
 
 func (st *spoolStore) close() {
@@ -176,11 +176,12 @@ func (s *Spool) damaged(how string) {
 func (s *Spool) probe() {
 	err := s.probeDisk()
 	s.probed.Store(true)
-	if err == nil {
-		s.problem("")
-	} else {
+	switch {
+	case err != nil:
 		s.broken.Store(true)
 		s.problem(err.Error())
+	case !s.broken.Load():
+		s.problem("")
 	}
 	s.slow.Store(false)
 	s.notify()

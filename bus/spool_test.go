@@ -529,7 +529,6 @@ func TestSpoolKeepsCopies(t *testing.T) {
 // A write that was given up and is stored all the same is counted, or what comes
 // later would not go behind it.
 func TestSpoolCountsWhatComesLate(t *testing.T) {
-	bus.SetSpoolGrace(t, 0)
 	s := openSpool(t, spoolConfig(t.TempDir()))
 	defer s.Close()
 	stored := 0
