@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -133,6 +134,10 @@ func routedTo(s *server.Server) int {
 	return len(remotes)
 }
 
+// givenPorts holds the ports that were given: a server that comes back where it
+// was finds its port free of what was started meanwhile.
+var givenPorts sync.Map
+
 // freePorts picks ports below the range from which systems take the ports of
 // outgoing connections, so that none is lost while its server is stopped.
 func freePorts(tb testing.TB, n int) []int {
@@ -140,12 +145,16 @@ func freePorts(tb testing.TB, n int) []int {
 	const low, high, attempts = 15_000, 32_000, 1000
 	ports := make([]int, 0, n)
 	for range attempts {
-		l, err := net.Listen("tcp", address(low+rand.IntN(high-low)))
+		port := low + rand.IntN(high-low)
+		if _, given := givenPorts.LoadOrStore(port, true); given {
+			continue
+		}
+		l, err := net.Listen("tcp", address(port))
 		if err != nil {
 			continue
 		}
 		defer l.Close() // all stay open until all are found
-		if ports = append(ports, l.Addr().(*net.TCPAddr).Port); len(ports) == n {
+		if ports = append(ports, port); len(ports) == n {
 			return ports
 		}
 	}
