@@ -33,7 +33,7 @@ type traffic struct {
 
 var (
 	named = traffic{name: "named events", provider: "dataspike", body: func(run string, n int, pad string) string {
-		return fmt.Sprintf(`{"id":"%s-%d","webhook_id":"8c8e7195-f176-4279-bf46-98eed9acdb35","event_type":"DOCVER","timestamp":"2026-02-03T04:05:06Z","payload":{"applicant_id":"%[1]s-%[2]d","status":"verified","note":"%[3]s"}}`, run, n, pad)
+		return fmt.Sprintf(`{"id":"%s-%d","webhook_id":"8c8e7195-f176-4279-bf46-98eed9acdb35","event_type":"DOCVER","timestamp":"2026-02-03T04:05:06Z","payload":{"id":"fdbeb21d-31a8-4d21-ab5d-b4d2a45df8e5","applicant_id":"%[1]s-%[2]d","status":"verified","document_type":"passport","checks":{"document_mrz":{"status":"verified","errors":[],"data":null},"face_comparison":{"status":"verified","errors":[],"data":null},"liveness":{"status":"verified","errors":[],"data":null}},"organization_id":"%[3]s","created_at":"2026-02-03T04:05:05Z"}}`, run, n, pad)
 	}}
 	reports = traffic{name: "state reports", provider: "trusthub", body: func(run string, n int, pad string) string {
 		return fmt.Sprintf(`{"sessionId":"%s-%d","externalId":"%s","projectId":"test-project","status":"AUTO_APPROVED"}`, run, n, pad)

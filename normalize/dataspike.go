@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/hookbus/bridge/internal/rawjson"
 	"github.com/hookbus/bridge/signature"
 )
 
@@ -27,17 +28,17 @@ var dataspike = Provider{
 	},
 }
 
-func mapDataspike(body []byte, o object) (mapping, error) {
-	eventType := o.str("event_type")
+func mapDataspike(body []byte, o rawjson.Object) (mapping, error) {
+	eventType := o.Str("event_type")
 	if eventType == "" {
 		return mapping{}, ErrNoType
 	}
 	var (
-		id        = o.text("id")
-		timestamp = o.text("timestamp")
-		content   = o.compact("payload")
-		payload   = o.object("payload")
-		applicant = payload.text("applicant_id")
+		id        = o.Text("id")
+		timestamp = o.Text("timestamp")
+		content   = o.Compact("payload")
+		payload   = o.Object("payload")
+		applicant = payload.Text("applicant_id")
 	)
 	m := mapping{
 		kind:    strings.ToLower(eventType),
@@ -45,24 +46,24 @@ func mapDataspike(body []byte, o object) (mapping, error) {
 		time:    timestamp,
 		extensions: map[string]string{
 			"providereventid": id,
-			"externalid":      payload.text("external_id"),
-			"risk":            oneOf(payload.object("risk_score").str("type"), "low", "medium", "high", "critical"),
+			"externalid":      payload.Text("external_id"),
+			"risk":            oneOf(payload.Object("risk_score").Str("type"), "low", "medium", "high", "critical"),
 		},
 	}
 	if m.kind == "docver" {
-		m.extensions["outcome"] = dataspikeOutcome[payload.str("status")]
+		m.extensions["outcome"] = dataspikeOutcome[payload.Str("status")]
 	}
 	// The current documentation's sample has one placeholder as id, webhook_id
 	// and applicant_id: an id that names the subscription does not name the
 	// event. The vendor's SDK samples share one id among different payloads,
 	// so the payload is always part of the name.
 	switch {
-	case id != "" && id != o.text("webhook_id"):
+	case id != "" && id != o.Text("webhook_id"):
 		m.basis, m.identity = "id", named("dataspike", "id", eventType, id, content)
 	case timestamp != "":
 		m.basis, m.identity = "content", named("dataspike", "timestamp", eventType, timestamp, content)
 	default:
-		m.basis, m.identity = "state", stateOf("dataspike", compact(body), eventType, applicant)
+		m.basis, m.identity = "state", stateOf("dataspike", rawjson.Compact(body), eventType, applicant)
 	}
 	return m, nil
 }

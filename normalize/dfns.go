@@ -2,12 +2,12 @@ package normalize
 
 import (
 	"cmp"
-	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/hookbus/bridge/internal/rawjson"
 	"github.com/hookbus/bridge/signature"
 )
 
@@ -36,7 +36,7 @@ var dfns = Provider{
 		body = setField(body, 1, "deliveryAttempt")
 		body = setField(body, now.Unix(), "timestampSent")
 		if o, err := parseObject(body); err == nil {
-			if name, id := dfnsEntity(o.str("kind"), o.get("data")); name != "" {
+			if name, id := dfnsEntity(o.Str("kind"), o.Get("data")); name != "" {
 				body = setField(body, id[:strings.LastIndexByte(id, '-')+1]+randomHex(8), "data", name, "id")
 			}
 		}
@@ -44,22 +44,22 @@ var dfns = Provider{
 	},
 }
 
-func mapDfns(_ []byte, o object) (mapping, error) {
-	kind := o.str("kind")
+func mapDfns(_ []byte, o rawjson.Object) (mapping, error) {
+	kind := o.Str("kind")
 	if kind == "" {
 		return mapping{}, ErrNoType
 	}
 	var (
-		id        = o.text("id")
-		date      = o.text("date")
-		content   = o.compact("data")
-		_, entity = dfnsEntity(kind, o.get("data"))
+		id        = o.Text("id")
+		date      = o.Text("date")
+		content   = o.Compact("data")
+		_, entity = dfnsEntity(kind, o.Get("data"))
 	)
 	if strings.HasPrefix(kind, "policy.approval.") {
 		// Two documented shapes of policy.approval.resolved.
-		data := o.object("data")
-		approval := data.object("approval")
-		entity = cmp.Or(approval.text("id"), approval.text("activityId"), data.text("activityId"), entity)
+		data := o.Object("data")
+		approval := data.Object("approval")
+		entity = cmp.Or(approval.Text("id"), approval.Text("activityId"), data.Text("activityId"), entity)
 	}
 	m := mapping{
 		kind:    kind,
@@ -70,7 +70,7 @@ func mapDfns(_ []byte, o object) (mapping, error) {
 			"outcome":         dfnsOutcome[kind[strings.LastIndexByte(kind, '.')+1:]],
 		},
 	}
-	if n, err := strconv.ParseInt(o.text("deliveryAttempt"), 10, 32); err == nil {
+	if n, err := strconv.ParseInt(o.Text("deliveryAttempt"), 10, 32); err == nil {
 		m.attempt = int32(n)
 	}
 	// Every attempt has a new id, and during a secret's rotation two webhooks
@@ -84,7 +84,7 @@ func mapDfns(_ []byte, o object) (mapping, error) {
 	// them carry the same data, which is part of the alias: an id that is a
 	// placeholder, or a webhook's as in the guide's sample, must not make two
 	// events one.
-	for _, attempt := range []string{id, o.text("retryOf")} {
+	for _, attempt := range []string{id, o.Text("retryOf")} {
 		alias := Digest("alias", "dfns", kind, attempt, content)
 		if attempt != "" && !slices.Contains(m.identity.Aliases, alias) {
 			m.identity.Aliases = append(m.identity.Aliases, alias)
@@ -109,19 +109,19 @@ var dfnsEntities = []struct{ kind, object string }{
 
 // dfnsEntity returns the name and the id of the object that the event is
 // about: the one of dfnsEntities, else the first in data that has an id.
-func dfnsEntity(kind string, data json.RawMessage) (name, id string) {
-	o, _ := members(data)
+func dfnsEntity(kind string, data []byte) (name, id string) {
+	o, _ := rawjson.Members(data)
 	for _, e := range dfnsEntities {
 		if strings.HasPrefix(kind, e.kind) {
-			if id := o.object(e.object).text("id"); id != "" {
+			if id := o.Object(e.object).Text("id"); id != "" {
 				return e.object, id
 			}
 		}
 	}
 	for _, m := range o {
-		inner, _ := members(m.value)
-		if id := inner.text("id"); id != "" {
-			return unquote(m.name), id
+		inner, _ := rawjson.Members(m.Value)
+		if id := inner.Text("id"); id != "" {
+			return rawjson.Unquote(m.Name), id
 		}
 	}
 	return "", ""

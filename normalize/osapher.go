@@ -3,6 +3,7 @@ package normalize
 import (
 	"time"
 
+	"github.com/hookbus/bridge/internal/rawjson"
 	"github.com/hookbus/bridge/signature"
 )
 
@@ -26,34 +27,34 @@ var osapher = Provider{
 	},
 }
 
-func mapOsapher(body []byte, o object) (mapping, error) {
-	event := o.str("event")
+func mapOsapher(body []byte, o rawjson.Object) (mapping, error) {
+	event := o.Str("event")
 	if event == "" {
 		return mapping{}, ErrNoType
 	}
 	var (
-		timestamp = o.text("timestamp")
-		data      = o.object("data")
-		entity    = data.text("abn")
+		timestamp = o.Text("timestamp")
+		data      = o.Object("data")
+		entity    = data.Text("abn")
 	)
 	if entity == "" {
-		entity = data.text("nzbn")
+		entity = data.Text("nzbn")
 	}
 	m := mapping{
 		kind:    event,
 		subject: entity,
 		time:    timestamp,
 		extensions: map[string]string{
-			"outcome": osapherOutcome[data.str("status")],
-			"risk":    oneOf(data.str("fractureRisk"), "low", "medium", "high", "critical"),
+			"outcome": osapherOutcome[data.Str("status")],
+			"risk":    oneOf(data.Str("fractureRisk"), "low", "medium", "high", "critical"),
 		},
 	}
 	// There is no event id. One verification may fire two events with one
 	// time, and the bulk pipeline may finish two entities in one millisecond.
 	if timestamp != "" {
-		m.basis, m.identity = "content", named("osapher", event, timestamp, o.compact("data"))
+		m.basis, m.identity = "content", named("osapher", event, timestamp, o.Compact("data"))
 	} else {
-		m.basis, m.identity = "state", stateOf("osapher", compact(body), event, entity)
+		m.basis, m.identity = "state", stateOf("osapher", rawjson.Compact(body), event, entity)
 	}
 	return m, nil
 }

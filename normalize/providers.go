@@ -3,6 +3,7 @@ package normalize
 import (
 	"time"
 
+	"github.com/hookbus/bridge/internal/rawjson"
 	"github.com/hookbus/bridge/signature"
 )
 
@@ -19,7 +20,7 @@ type Provider struct {
 	Source string
 
 	// mapBody reads a body and the object in it.
-	mapBody func(body []byte, o object) (mapping, error)
+	mapBody func(body []byte, o rawjson.Object) (mapping, error)
 	// fresh makes a sample body a new event that happens at now.
 	fresh func(body []byte, now time.Time) []byte
 }

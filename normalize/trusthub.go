@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/hookbus/bridge/internal/rawjson"
 	"github.com/hookbus/bridge/signature"
 )
 
@@ -27,17 +28,17 @@ var trusthub = Provider{
 	},
 }
 
-func mapTrusthub(_ []byte, o object) (mapping, error) {
-	status := o.str("status")
+func mapTrusthub(_ []byte, o rawjson.Object) (mapping, error) {
+	status := o.Str("status")
 	if status == "" {
 		return mapping{}, ErrNoType
 	}
 	// The vendor's own sample is no UUID: opaque text.
-	session := o.text("sessionId")
+	session := o.Text("sessionId")
 	if session == "" {
 		return mapping{}, ErrNoIdentity
 	}
-	project := o.text("projectId") // absent on older installations
+	project := o.Text("projectId") // absent on older installations
 	m := mapping{
 		kind:    "onboarding." + strings.ToLower(status),
 		source:  urn("urn:trusthub", project),
@@ -47,7 +48,7 @@ func mapTrusthub(_ []byte, o object) (mapping, error) {
 		// may go from approved to rejected and back.
 		identity: stateOf("trusthub", status, project, session),
 		extensions: map[string]string{
-			"externalid": o.text("externalId"),
+			"externalid": o.Text("externalId"),
 			"outcome":    trusthubOutcome(strings.ToUpper(status)),
 		},
 	}

@@ -3,6 +3,7 @@ package normalize
 import (
 	"time"
 
+	"github.com/hookbus/bridge/internal/rawjson"
 	"github.com/hookbus/bridge/signature"
 )
 
@@ -22,34 +23,34 @@ var waldo = Provider{
 	Source:     "https://waldo.ai",
 	mapBody:    mapWaldo,
 	fresh: func(body []byte, _ time.Time) []byte {
-		if o, err := parseObject(body); err == nil && o.get("requestId") != nil {
+		if o, err := parseObject(body); err == nil && o.Get("requestId") != nil {
 			return setField(body, randomHex(5), "requestId")
 		}
 		return setField(body, randomHex(12), "customerId")
 	},
 }
 
-func mapWaldo(body []byte, o object) (mapping, error) {
-	event := o.str("event")
+func mapWaldo(body []byte, o rawjson.Object) (mapping, error) {
+	event := o.Str("event")
 	if event == "" {
 		return mapping{}, ErrNoType
 	}
 	var (
-		evaluation = o.object("evaluation")
-		customer   = o.text("customerId")
-		request    = o.text("requestId")
-		content    = compact(body)
+		evaluation = o.Object("evaluation")
+		customer   = o.Text("customerId")
+		request    = o.Text("requestId")
+		content    = rawjson.Compact(body)
 	)
 	m := mapping{
 		kind:    event,
 		subject: customer,
 		extensions: map[string]string{
-			"externalid": o.text("externalId"),
+			"externalid": o.Text("externalId"),
 			"requestid":  request,
-			"outcome":    waldoOutcome[o.object("validation").str("status")],
+			"outcome":    waldoOutcome[o.Object("validation").Str("status")],
 		},
 	}
-	for _, word := range []string{evaluation.str("type"), evaluation.str("status")} {
+	for _, word := range []string{evaluation.Str("type"), evaluation.Str("status")} {
 		if word != "" {
 			m.kind += "." + word
 		}
@@ -59,7 +60,7 @@ func mapWaldo(body []byte, o object) (mapping, error) {
 	// One with a requestId changes the state too, so it records it.
 	var state Identity
 	if customer != "" {
-		state = stateOf("waldo", content, customer, event, evaluation.str("type"))
+		state = stateOf("waldo", content, customer, event, evaluation.Str("type"))
 	}
 	switch {
 	case request != "":

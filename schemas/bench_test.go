@@ -24,6 +24,23 @@ func BenchmarkValidate(b *testing.B) {
 	}
 }
 
+func BenchmarkFits(b *testing.B) {
+	v := compile(b)
+	for _, p := range normalize.Providers() {
+		for _, sample := range p.Samples() {
+			b.Run(p.Name+"/"+sample.Name, func(b *testing.B) {
+				b.ReportAllocs()
+				b.SetBytes(int64(len(sample.Body)))
+				for b.Loop() {
+					if !v.Fits(p.Name, sample.Kind, sample.Body) {
+						b.Fatal("it does not")
+					}
+				}
+			})
+		}
+	}
+}
+
 func BenchmarkCompile(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {

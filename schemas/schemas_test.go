@@ -222,6 +222,9 @@ func TestSamples(t *testing.T) {
 				t.Errorf("%s/%s: %v, %v", p.Name, sample.Name, violation, known)
 				continue
 			}
+			if !v.Fits(p.Name, sample.Kind, sample.Body) {
+				t.Errorf("%s/%s is judged by the library", p.Name, sample.Name)
+			}
 			name, _ := schemas.Path(p.Name, sample.Kind)
 			if !slices.ContainsFunc(read(t, name).Examples, func(example json.RawMessage) bool {
 				return reflect.DeepEqual(decode(t, example), decode(t, sample.Body))

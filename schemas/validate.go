@@ -22,13 +22,17 @@ const (
 	MaxValues = 25_000
 )
 
+// maxNumber is the length in bytes above which a number is taken for no integer.
+const maxNumber = 32
+
 // base is where the compiler finds the files. Nothing is loaded over a network.
 const base = "embed:///"
 
 // A Validator judges bodies. It may be used by several goroutines at once.
 type Validator struct {
 	schemas map[Type]*jsonschema.Schema
-	places  chan struct{} // of those who judge: each may hold some MiB
+	shapes  map[Type]*shape // of those that have one
+	places  chan struct{}   // of those who judge: each may hold some MiB
 }
 
 // Compile returns a validator of all types. An error means that a file is no
@@ -36,7 +40,7 @@ type Validator struct {
 func Compile() (*Validator, error) {
 	c := jsonschema.NewCompiler()
 	c.UseLoader(loader{})
-	v := &Validator{schemas: map[Type]*jsonschema.Schema{}, places: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	v := &Validator{schemas: map[Type]*jsonschema.Schema{}, shapes: map[Type]*shape{}, places: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	for _, t := range Types() {
 		name, _ := Path(t.Provider, t.Kind)
 		schema, err := c.Compile(base + name)
@@ -44,6 +48,9 @@ func Compile() (*Validator, error) {
 			return nil, fmt.Errorf("schemas: %s: %w", name, err)
 		}
 		v.schemas[t] = schema
+		if sh, ok := (shapes{}).of(schema); ok {
+			v.shapes[t] = sh
+		}
 	}
 	return v, nil
 }
@@ -76,6 +83,14 @@ type Violation struct {
 // String returns pointer and expectation with a colon between them, in
 // printable ASCII without spaces, quotes and percent signs.
 func (v *Violation) String() string { return v.Pointer + ":" + v.Expected }
+
+// Fits reports whether a body, which must be valid JSON, certainly has no
+// violation. It is many times faster than [Validator.Validate], which is to
+// be asked where it does not.
+func (v *Validator) Fits(provider, kind string, body []byte) bool {
+	sh := v.shapes[Type{provider, kind}]
+	return sh != nil && sh.fits(body)
+}
 
 // Validate judges a body by the schema of its type. It returns nil if the body
 // is valid or is not judged, and whether there is a schema for the type.
@@ -128,7 +143,7 @@ func tame(instance any) any {
 		}
 	case json.Number:
 		_, exponent, _ := strings.Cut(strings.ToLower(v.String()), "e")
-		if len(v) > 32 || len(strings.TrimLeft(exponent, "+-")) > 2 {
+		if len(v) > maxNumber || len(strings.TrimLeft(exponent, "+-")) > 2 {
 			return json.Number("0.5")
 		}
 	}
