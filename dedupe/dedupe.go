@@ -203,13 +203,18 @@ func (d *Deduper) there(ctx context.Context, s storedEvent) bool {
 
 // remember writes the entry under the names, as far as it can.
 func (d *Deduper) remember(ctx context.Context, names []string, e entry) error {
-	value := e.encode()
-	for _, name := range names {
-		if err := d.put(ctx, name, value); err != nil {
-			return err
-		}
+	if len(names) == 0 {
+		return nil
 	}
-	return nil
+	return d.put(ctx, under(names, e)...)
+}
+
+func under(names []string, e entry) []put {
+	puts, value := make([]put, len(names)), e.encode()
+	for i, name := range names {
+		puts[i] = put{name, value}
+	}
+	return puts
 }
 
 // read returns the entry under name and its revision, 0 if there is none. Of
@@ -242,10 +247,10 @@ func (d *Deduper) read(ctx context.Context, name string) (entry, uint64, error) 
 	return e, revision, nil
 }
 
-func (d *Deduper) put(ctx context.Context, name string, value []byte) error {
+func (d *Deduper) put(ctx context.Context, puts ...put) error {
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
-	err := d.index.put(ctx, name, value)
+	err := d.index.put(ctx, puts...)
 	if err != nil {
 		d.errors.Inc()
 	}

@@ -111,11 +111,18 @@ func decodeEntry(value []byte) entry {
 // errConflict: the entry is not at the revision given.
 var errConflict = errors.New("dedupe: entry has changed")
 
+// put is a value to be written under a name.
+type put struct {
+	name  string
+	value []byte
+}
+
 // index is the bucket. A read may be answered by a replica that is behind.
 type index interface {
 	// get returns revision 0 if there is no such name.
 	get(ctx context.Context, name string) (value []byte, revision uint64, err error)
-	put(ctx context.Context, name string, value []byte) error
+	// put writes all, side by side. After an error any of them may be written.
+	put(ctx context.Context, puts ...put) error
 	// swap writes if the entry is at that revision (0: if there is none) and
 	// returns the new one. Else it returns errConflict.
 	swap(ctx context.Context, name string, value []byte, revision uint64) (uint64, error)
@@ -155,15 +162,36 @@ func (b bucket) get(ctx context.Context, name string) ([]byte, uint64, error) {
 	return e.Value(), e.Revision(), nil
 }
 
-func (b bucket) put(ctx context.Context, name string, value []byte) error {
+func (b bucket) put(ctx context.Context, puts ...put) error {
 	kv, err := b.kv()
 	if err != nil {
 		return err
 	}
-	if _, err = kv.Put(ctx, name, value); err != nil {
-		b.bus.Wake()
+	defer func() {
+		if err != nil {
+			b.bus.Wake()
+		}
+	}()
+	// As kv.Put does (NATS ADR-8), but without a wait for each.
+	stream, subject := jetstream.WithExpectStream("KV_"+kv.Bucket()), "$KV."+kv.Bucket()+"."
+	acks := make([]jetstream.PubAckFuture, len(puts))
+	for i, p := range puts {
+		acks[i], err = b.bus.JetStream().PublishAsync(subject+p.name, p.value, stream, jetstream.WithRetryAttempts(0))
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	for _, ack := range acks {
+		select {
+		case <-ack.Ok():
+		case err = <-ack.Err():
+			return err
+		case <-ctx.Done():
+			err = ctx.Err()
+			return err
+		}
+	}
+	return nil
 }
 
 func (b bucket) swap(ctx context.Context, name string, value []byte, revision uint64) (uint64, error) {

@@ -74,8 +74,9 @@ func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registe
 func (x *Indexer) Lag() Lag { return *x.lag.Load() }
 
 const (
-	indexWorkers    = 16
-	indexPending    = 128 // messages delivered and not acknowledged
+	indexWorkers    = 4
+	indexBatch      = 64  // messages that a worker takes at once
+	indexPending    = 256 // messages delivered and not acknowledged
 	indexAckWait    = 3 * time.Second
 	indexRetry      = 250 * time.Millisecond
 	indexHeartbeat  = 500 * time.Millisecond // after two without one the consumer is looked for again
@@ -158,12 +159,12 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 		wait(context.Background(), ended, drainTimeout)
 		giveUp()
 	})
-	work := make(chan jetstream.Msg)
+	work := make(chan jetstream.Msg, indexBatch)
 	defer close(work)
 	for range indexWorkers {
 		wg.Go(func() {
 			for msg := range work {
-				x.handle(msg, st)
+				x.handle(batch(msg, work), st)
 			}
 		})
 	}
@@ -239,54 +240,94 @@ func after(text string, t time.Time) bool {
 	return err == nil && at.After(t)
 }
 
-// handle writes the names of one message and acknowledges it; what fails comes
+// batch returns the message and those that wait behind it.
+func batch(msg jetstream.Msg, work <-chan jetstream.Msg) []jetstream.Msg {
+	msgs := []jetstream.Msg{msg}
+	for len(msgs) < indexBatch {
+		select {
+		case msg, ok := <-work:
+			if !ok {
+				return msgs
+			}
+			msgs = append(msgs, msg)
+		default:
+			return msgs
+		}
+	}
+	return msgs
+}
+
+// handle writes the names of messages and acknowledges them; what fails comes
 // again.
-func (x *Indexer) handle(msg jetstream.Msg, st *bus.State) {
+func (x *Indexer) handle(msgs []jetstream.Msg, st *bus.State) {
 	// Not the caller's context: what was begun is finished, within the bounds
 	// of each write.
 	ctx := context.Background()
 	failpoint.Hit("index-write")
-	if err := x.write(ctx, msg, st.StreamCreated.UnixNano()); err != nil {
-		msg.NakWithDelay(indexRetry)
-		return
+	var puts []put
+	reports := make([]*report, len(msgs))
+	for i, msg := range msgs {
+		names, stored, r := x.read(msg, st.StreamCreated.UnixNano())
+		puts, reports[i] = append(puts, under(names, stored)...), r
 	}
-	failpoint.Hit("index-ack")
-	// An acknowledgement that cannot be sent would be waited for; after that
-	// wait the message comes again anyway.
-	for deadline := time.Now().Add(indexAckWait); msg.Ack() != nil && time.Now().Before(deadline); {
-		wait(ctx, nil, 20*time.Millisecond)
+	var failed error
+	if len(puts) > 0 {
+		failed = x.dedupe.put(ctx, puts...)
 	}
+	begun := time.Now()
+	var wg sync.WaitGroup
+	for i, msg := range msgs {
+		done := func(err error) {
+			if err != nil {
+				msg.NakWithDelay(indexRetry)
+				return
+			}
+			failpoint.Hit("index-ack")
+			// An acknowledgement that cannot be sent would be waited for; after that
+			// wait the message comes again anyway.
+			for msg.Ack() != nil && time.Since(begun) < indexAckWait {
+				wait(ctx, nil, 20*time.Millisecond)
+			}
+		}
+		if r := reports[i]; r != nil && failed == nil {
+			wg.Go(func() { done(x.dedupe.settle(ctx, *r)) })
+			continue
+		}
+		done(failed)
+	}
+	wg.Wait()
 }
 
-func (x *Indexer) write(ctx context.Context, msg jetstream.Msg, stream int64) error {
+// read returns the names of a message, what is to be known under them, and the
+// report that it is, if it is one.
+func (x *Indexer) read(msg jetstream.Msg, stream int64) (names []string, stored entry, r *report) {
 	meta, err := msg.Metadata()
 	if err != nil {
-		return err
+		return nil, entry{}, nil // not from a stream
 	}
 	h := msg.Headers()
-	stored := entry{Stream: stream, storedEvent: storedEvent{Sequence: meta.Sequence.Stream, ID: h.Get(jetstream.MsgIDHeader)}}
+	stored = entry{Stream: stream, storedEvent: storedEvent{Sequence: meta.Sequence.Stream, ID: h.Get(jetstream.MsgIDHeader)}}
 	key, stateKey := h.Get(bus.KeyHeader), h.Get(bus.StateKeyHeader)
-	var names []string
 	if key != "" {
 		names = append(names, key)
 		if aliases := h.Get(bus.AliasesHeader); aliases != "" {
 			names = append(names, strings.Split(aliases, ",")...)
 		}
 	}
-	invalid := func(name string) bool { return name != "" && !digest(name) }
-	if key == "" && stateKey == "" || slices.ContainsFunc(append(names, stateKey), invalid) {
+	if len(names) == 0 && stateKey == "" || slices.ContainsFunc(names, func(name string) bool { return !digest(name) }) || stateKey != "" && !digest(stateKey) {
 		x.unnamed.Inc() // none of ours
-		return nil
+		return nil, entry{}, nil
 	}
-	if err := x.dedupe.remember(ctx, names, stored); err != nil || stateKey == "" {
-		return err
+	if stateKey == "" {
+		return names, stored, nil
 	}
 	received, err := time.Parse(time.RFC3339Nano, h.Get("ce-recordedtime"))
 	if err != nil {
 		received = meta.Timestamp
 	}
-	stored.State, stored.Received = h.Get(bus.StateHeader), received.UnixNano()
-	return x.dedupe.settle(ctx, report{key: stateKey, token: h.Get(bus.TokenHeader), stored: stored})
+	report := report{key: stateKey, token: h.Get(bus.TokenHeader), stored: stored}
+	report.stored.State, report.stored.Received = h.Get(bus.StateHeader), received.UnixNano()
+	return names, stored, &report
 }
 
 // measureLag keeps the lag up to date, also while nothing is indexed.

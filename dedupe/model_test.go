@@ -469,8 +469,10 @@ func (w modelIndex) get(ctx context.Context, name string) (value []byte, revisio
 	return value, revision, nil
 }
 
-func (w modelIndex) put(ctx context.Context, name string, value []byte) error {
-	w.step(ctx, "put", func(*actor) { w.index[name] = append(w.index[name], value) })
+func (w modelIndex) put(ctx context.Context, puts ...put) error {
+	for _, p := range puts {
+		w.step(ctx, "put", func(*actor) { w.index[p.name] = append(w.index[p.name], p.value) })
+	}
 	return nil
 }
 
