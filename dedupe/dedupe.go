@@ -9,6 +9,7 @@ package dedupe
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,7 +55,9 @@ type Deduper struct {
 	windows Windows
 	latest  atomic.Pointer[entry] // stored by this process
 	reports keyedLock
+	filter  filter
 	errors  prometheus.Counter
+	unread  prometheus.Counter
 }
 
 // New returns a deduper over the bus's bucket.
@@ -70,9 +73,13 @@ func New(b *bus.Bus, w Windows, reg prometheus.Registerer) (*Deduper, error) {
 			Name: "bridge_dedupe_errors_total",
 			Help: "Reads and writes of the dedupe bucket that failed; the stream's duplicate window protects meanwhile.",
 		}),
+		unread: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "bridge_dedupe_unread_total",
+			Help: "Events known to be new without a read of the dedupe bucket.",
+		}),
 	}
 	d.complete = func(ctx context.Context, after uint64) bool { return complete(ctx, b, after, d.latest.Load()) }
-	return d, reg.Register(d.errors)
+	return d, errors.Join(reg.Register(d.errors), reg.Register(d.unread))
 }
 
 // indexTimeout bounds one read or write of the bucket. When it is exceeded the
@@ -99,7 +106,10 @@ func (d *Deduper) once(ctx context.Context, e *normalize.Event, publish Publish,
 		return d.onceReport(ctx, e, publish, certain)
 	}
 	names := e.Identity.Names()
-	if known := d.lookup(ctx, names); known != nil {
+	// The duplicate window knows an event by its key alone.
+	if len(names) == 1 && d.filter.lacks(names[0]) {
+		d.unread.Inc()
+	} else if known := d.lookup(ctx, names); known != nil {
 		return Result{ID: known.ID, Duplicate: true}, nil
 	}
 	if failpoint.ClaimFirst {

@@ -10,3 +10,7 @@ import (
 func (d *Deduper) HearsLate(created time.Time) {
 	d.incarnation = func(context.Context) (time.Time, error) { return created, nil }
 }
+
+// Lacks reports whether the filter is certain that none of the names is stored,
+// but for those that the duplicate window knows.
+func (d *Deduper) Lacks(names []string) bool { return d.filter.lacks(names[0]) }

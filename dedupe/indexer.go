@@ -35,7 +35,7 @@ type Indexer struct {
 	bus     *bus.Bus
 	dedupe  *Deduper
 	log     *slog.Logger
-	lag     atomic.Pointer[Lag]
+	lag     atomic.Pointer[measured]
 	unnamed prometheus.Counter
 	stale   time.Time // since when the consumer is of another bucket or stream; zero: it is not
 }
@@ -46,13 +46,18 @@ type Lag struct {
 	Oldest   time.Duration // age of the oldest message not yet indexed
 }
 
+type measured struct {
+	Lag
+	at time.Time // not later than the answers
+}
+
 // NewIndexer returns an indexer; [Indexer.Run] does the work.
 func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registerer) (*Indexer, error) {
 	x := &Indexer{bus: b, dedupe: d, log: log, unnamed: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "bridge_index_unnamed_total",
 		Help: "Messages in the stream without the bridge's headers, which the indexer passed over.",
 	})}
-	x.lag.Store(&Lag{})
+	x.lag.Store(&measured{})
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		x.unnamed,
@@ -71,7 +76,14 @@ func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registe
 }
 
 // Lag returns how far the index was behind a few seconds ago.
-func (x *Indexer) Lag() Lag { return *x.lag.Load() }
+func (x *Indexer) Lag() Lag { return x.lag.Load().Lag }
+
+// indexed returns when what came into the stream before was indexed, as far as is
+// known.
+func (x *Indexer) indexed() time.Time {
+	lag := x.lag.Load()
+	return lag.at.Add(-lag.Oldest)
+}
 
 const (
 	indexWorkers    = 4
@@ -96,6 +108,7 @@ func (x *Indexer) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { x.measureLag(ctx) })
+	wg.Go(func() { x.follow(ctx) })
 	for ctx.Err() == nil {
 		st := x.bus.State()
 		if st.Bucket() == nil || st.StreamCreated.IsZero() || !x.bus.Connected() {
@@ -333,8 +346,9 @@ func (x *Indexer) read(msg jetstream.Msg, stream int64) (names []string, stored 
 // measureLag keeps the lag up to date, also while nothing is indexed.
 func (x *Indexer) measureLag(ctx context.Context) {
 	for ctx.Err() == nil {
+		at := time.Now()
 		if lag, err := x.measure(ctx); err == nil {
-			x.lag.Store(&lag)
+			x.lag.Store(&measured{lag, at})
 		}
 		wait(ctx, nil, measureLagEvery)
 	}

@@ -1,0 +1,91 @@
+package dedupe_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/hookbus/bridge/internal/natstest"
+)
+
+// unread stores new events until one was stored without a read of the bucket.
+func (b *bridge) unread(prefix string) {
+	b.t.Helper()
+	before, n := b.metric("bridge_dedupe_unread_total"), 0
+	b.eventually("an event is known to be new without a read", func() bool {
+		n++
+		b.stores(screening(fmt.Sprint(prefix, n)))
+		return b.metric("bridge_dedupe_unread_total") > before
+	})
+}
+
+// lacks reports whether the filter is certain that the event is new.
+func (b *bridge) lacks(body body) bool {
+	b.t.Helper()
+	return b.dedupe.Lacks(b.event(body).Identity.Names())
+}
+
+// Every replica, also one that starts later, has in its filter what any of them
+// has stored, and still has after the bucket was lost.
+func TestFilterFollows(t *testing.T) {
+	t.Parallel()
+	cfg := external(natstest.Server(t))
+	first := start(t, cfg)
+	first.index()
+	known := screening("1")
+	id := first.stores(known)
+	first.unread("a")
+	second := start(t, cfg)
+	stop := second.index()
+	second.unread("b")
+	for _, b := range []*bridge{first, second} {
+		b.indexed()
+		// Their duplicate window knows all of these: ask the filters themselves.
+		b.eventually("the filter has what is stored", func() bool {
+			return b.lacks(screening("new")) && !b.lacks(screening("b1"))
+		})
+		if b.lacks(known) {
+			t.Error("the filter lacks an event")
+		}
+	}
+
+	first.deleteStream(bucketStream)
+	first.eventually("the filter is of the new bucket", func() bool { return !first.lacks(screening("new")) })
+	first.unread("c")
+	first.indexed()
+	first.eventually("the filter has what is stored", func() bool {
+		return first.lacks(screening("new")) && !first.lacks(screening("c1"))
+	})
+	if first.lacks(known) {
+		t.Error("the filter of the new bucket lacks an event")
+	}
+	first.knows(known, id)
+
+	stop()
+	second.unread("d") // as long as the duplicate window knows what it misses
+}
+
+// Without the indexer nobody says what the bucket lacks: it is read.
+func TestFilterIsNotAskedInTheDark(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	b.stores(screening("1"))
+	if b.lacks(screening("2")) || b.metric("bridge_dedupe_unread_total") != 0 {
+		t.Error("the filter was asked")
+	}
+}
+
+// A name under which an event may come that the duplicate window does not know
+// it by is always looked for.
+func TestAliasesAreRead(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	b.index()
+	b.unread("a")
+	before := b.metric("bridge_dedupe_unread_total")
+	id := b.stores(transfer("we-1", "2026-07-01T10:00:00.000Z", "", "t-1"))
+	b.indexed()
+	b.knows(transfer("we-2", "2026-07-01T10:00:09.000Z", "we-1", "t-1"), id)
+	if n := b.metric("bridge_dedupe_unread_total"); n != before {
+		t.Errorf("%v were not read", n-before)
+	}
+}

@@ -1,0 +1,110 @@
+package dedupe
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// filled returns a filter that covers all until now, with so many names.
+func filled(names int) *filter {
+	f := &filter{}
+	f.follows(time.Unix(1, 0))
+	for i := range names {
+		f.add(name(i), uint64(i+1), time.Now(), time.Hour)
+	}
+	f.covered(time.Now(), 10*time.Minute)
+	return f
+}
+
+func name(i int) string { return fmt.Sprintf("%064x", i) }
+
+// A million names take 4 MiB at most, none of them is missing, and of others one in
+// 500 at most seems to be there.
+func TestFilterOfAMillion(t *testing.T) {
+	const million = 1_000_000
+	f := filled(million)
+	var bytes uint
+	for _, g := range f.generations {
+		bytes += g.names.Cap() / 8
+	}
+	if bytes > 4<<20 {
+		t.Errorf("%d bytes", bytes)
+	}
+	wrong := 0
+	for i := range 100_000 {
+		if f.lacks(name(i * 10)) {
+			t.Fatalf("it lacks %d", i*10)
+		}
+		if !f.lacks(name(million + i)) {
+			wrong++
+		}
+	}
+	t.Logf("%d bytes, %d of 100000 seem to be there", bytes, wrong)
+	if wrong > 200 {
+		t.Errorf("%d of 100000 seem to be there", wrong)
+	}
+}
+
+// What it does not cover has to be within half of the duplicate window.
+func TestFilterCovers(t *testing.T) {
+	for _, test := range []struct {
+		behind, duplicates time.Duration
+		asked              bool
+	}{
+		{0, 10 * time.Minute, true},
+		{4 * time.Minute, 10 * time.Minute, true},
+		{6 * time.Minute, 10 * time.Minute, false},
+		{0, leastWindow, true},
+		{0, leastWindow - 1, false},
+		{0, 0, false},
+	} {
+		f := filled(1)
+		f.covered(time.Now().Add(-test.behind), test.duplicates)
+		if got := f.lacks(name(1)); got != test.asked {
+			t.Errorf("%v behind, of %v: %v", test.behind, test.duplicates, got)
+		}
+		if f.lacks(name(0)) {
+			t.Error("it lacks what it has")
+		}
+	}
+	if (&filter{}).lacks(name(1)) {
+		t.Error("an empty one is asked")
+	}
+}
+
+// It forgets a generation whose names the bucket has forgotten, and all if the
+// bucket is another.
+func TestFilterForgets(t *testing.T) {
+	const window = time.Hour
+	f := filled(1)
+	f.add(name(1), 2, time.Now().Add(-window-time.Minute), window) // too old
+	for i := range generationNames {
+		f.add(name(0), uint64(3+i), time.Now(), window) // the same again takes no room
+	}
+	if f.lacks(name(0)) || !f.lacks(name(1)) || len(f.generations) != 1 {
+		t.Errorf("%d generations", len(f.generations))
+	}
+	f.generations[0].newest = time.Now().Add(-window - time.Minute)
+	if f.lacks(name(0)) {
+		t.Error("forgotten before others come")
+	}
+	f.add(name(2), 1<<30, time.Now(), window)
+	if !f.lacks(name(0)) || f.lacks(name(2)) || len(f.generations) != 1 {
+		t.Errorf("%d generations", len(f.generations))
+	}
+	if position := f.follows(f.bucket); position != 1<<30 || f.lacks(name(2)) {
+		t.Errorf("position %d", position)
+	}
+	if position := f.follows(time.Unix(2, 0)); position != 0 || len(f.generations) != 0 || f.lacks(name(2)) {
+		t.Errorf("position %d in another bucket", position)
+	}
+}
+
+func BenchmarkFilter(b *testing.B) {
+	f := filled(1_000_000)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		f.lacks(name(0))
+	}
+}
