@@ -66,10 +66,9 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, e
 		return Ack{}, fmt.Errorf("%w: not connected to NATS", ErrUnavailable)
 	}
 	msg.Header[jetstream.ExpectedStreamHeader] = []string{stream}
-	ctx, cancel := context.WithTimeout(ctx, b.cfg.PublishTimeout)
-	defer cancel()
+	end := time.Now().Add(b.cfg.PublishTimeout)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 320*time.Millisecond) {
-		ack, err := b.attempt(ctx, msg)
+		ack, err := b.attempt(ctx, msg, end)
 		if err == nil {
 			return Ack{Sequence: ack.Sequence, Duplicate: ack.Duplicate}, nil
 		}
@@ -85,11 +84,16 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, e
 		case errors.Is(err, jetstream.ErrNoStreamResponse):
 			b.Wake()
 		}
+		if left := time.Until(end); left < wait {
+			wait = left
+		}
 		select {
 		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+		if ctx.Err() != nil || !time.Now().Before(end) {
 			b.Wake()
 			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
-		case <-time.After(wait):
 		}
 	}
 }
@@ -97,8 +101,11 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, e
 // attempt publishes once and waits a third of the publish timeout: an
 // acknowledgement that has not come by then is lost, or its stream is without
 // a leader.
-func (b *Bus) attempt(ctx context.Context, msg *nats.Msg) (*jetstream.PubAck, error) {
-	ctx, cancel := context.WithTimeout(ctx, b.cfg.PublishTimeout/3)
+func (b *Bus) attempt(ctx context.Context, msg *nats.Msg, end time.Time) (*jetstream.PubAck, error) {
+	if third := time.Now().Add(b.cfg.PublishTimeout / 3); third.Before(end) {
+		end = third
+	}
+	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
 	return b.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
 }

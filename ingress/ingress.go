@@ -187,6 +187,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	took := time.Since(start)
 	h.metrics.count(name, a, took)
+	level := slog.LevelDebug
+	if a.reason != "" {
+		level = slog.LevelWarn
+	}
+	if !h.log.Enabled(r.Context(), level) {
+		return
+	}
 	fields := []any{"provider", name, "result", a.result, "took", took}
 	if a.reason != "" {
 		fields = append(fields, "reason", string(a.reason))
@@ -196,10 +203,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if a.err != nil {
 		fields = append(fields, "error", a.err.Error())
-	}
-	level := slog.LevelDebug
-	if a.reason != "" {
-		level = slog.LevelWarn
 	}
 	h.log.Log(r.Context(), level, "webhook", fields...)
 }

@@ -56,8 +56,12 @@ func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time
 			}
 		}
 	}
-	inTime, cancel := context.WithDeadline(ctx, deadline.Add(-h.reserve()))
-	defer cancel()
+	inTime := ctx
+	if h.spool != nil {
+		var cancel context.CancelFunc
+		inTime, cancel = context.WithDeadline(ctx, deadline.Add(-spoolReserve))
+		defer cancel()
+	}
 	a, err := h.deliver(inTime, &item, once)
 	if err != nil && h.spool != nil {
 		// What came while this was under way came before it: a copy among that

@@ -33,13 +33,21 @@ type member struct {
 	bit   uint64 // 0: not required
 }
 
-// read are the keywords that a shape has, by their fields in [jsonschema.Schema].
-// The other ones say nothing of a text. With any that is not listed here there is
-// no shape.
-var read = []string{
-	"Types", "Properties", "Required", "AdditionalProperties", "Items2020", "Const", "MaxLength", "Ref", "AllOf", "AnyOf",
-	"DraftVersion", "Location", "ID", "Anchor", "Title", "Description", "Default", "Comment", "ReadOnly", "WriteOnly", "Examples", "Deprecated",
-}
+// unread are the fields of [jsonschema.Schema] that a shape does not have, and that
+// say something of a text: if one is set, there is no shape.
+var unread = func() (fields []int) {
+	known := []string{
+		"Types", "Properties", "Required", "AdditionalProperties", "Items2020", "Const", "MaxLength", "Ref", "AllOf", "AnyOf",
+		"DraftVersion", "Location", "ID", "Anchor", "Title", "Description", "Default", "Comment", "ReadOnly", "WriteOnly", "Examples", "Deprecated",
+	}
+	schema := reflect.TypeFor[jsonschema.Schema]()
+	for i := range schema.NumField() {
+		if f := schema.Field(i); f.IsExported() && !slices.Contains(known, f.Name) {
+			fields = append(fields, i)
+		}
+	}
+	return fields
+}()
 
 // shapes makes shapes, each once: schemas may refer to themselves.
 type shapes map[*jsonschema.Schema]*shape
@@ -54,10 +62,8 @@ func (made shapes) of(s *jsonschema.Schema) (sh *shape, ok bool) {
 		return sh, true
 	}
 	v := reflect.ValueOf(*s)
-	for _, f := range reflect.VisibleFields(v.Type()) {
-		if f.IsExported() && !slices.Contains(read, f.Name) && !v.FieldByIndex(f.Index).IsZero() {
-			return nil, false
-		}
+	if slices.ContainsFunc(unread, func(field int) bool { return !v.Field(field).IsZero() }) {
+		return nil, false
 	}
 	sh = &shape{members: make(map[string]member), runes: -1}
 	made[s] = sh

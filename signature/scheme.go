@@ -9,12 +9,12 @@
 package signature
 
 import (
-	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"strings"
 )
 
@@ -110,8 +110,7 @@ func (s Scheme) key(secret string) ([]byte, error) {
 }
 
 // sum is the digest that the provider computes. Only HeaderTime signs the stamp.
-func (s Scheme) sum(key []byte, stamp string, body []byte) []byte {
-	mac := hmac.New(sha256.New, key)
+func (s Scheme) sum(mac hash.Hash, stamp string, body []byte) []byte {
 	if s.Time == HeaderTime {
 		mac.Write([]byte(stamp + "."))
 	}

@@ -1,6 +1,8 @@
 package signature
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
 	"strconv"
 	"time"
 )
@@ -15,7 +17,7 @@ func (s Scheme) Sign(secret string, body []byte, now time.Time) (header, value s
 		return "", "", err
 	}
 	stamp := strconv.FormatInt(now.Unix(), 10)
-	value = s.Prefix + s.Encoding.encode(s.sum(key, stamp, body))
+	value = s.Prefix + s.Encoding.encode(s.sum(hmac.New(sha256.New, key), stamp, body))
 	if s.Time == HeaderTime {
 		value = "t=" + stamp + ",v1=" + value
 	}

@@ -3,23 +3,28 @@ package signature
 import (
 	"bytes"
 	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"hash"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/hookbus/bridge/internal/rawjson"
 )
 
 // Verifier verifies the requests of one provider. It is safe for concurrent use.
 type Verifier struct {
 	scheme    Scheme
-	keys      [][]byte
+	macs      []*sync.Pool // of hash.Hash, by slot: to begin anew costs less than to make one
 	tolerance time.Duration
 }
 
 // Slots returns how many secrets there are, of which each is a slot, counted from 0.
-func (v *Verifier) Slots() int { return len(v.keys) }
+func (v *Verifier) Slots() int { return len(v.macs) }
 
 // NewVerifier returns a Verifier that accepts any of the secrets, as a rotation needs. White space
 // around a secret does not count. Tolerance is how far the signed time may be from the clock, in
@@ -31,15 +36,15 @@ func (s Scheme) NewVerifier(secrets []string, tolerance time.Duration) (*Verifie
 	if len(secrets) == 0 {
 		return nil, fmt.Errorf("%w: none given", ErrSecret)
 	}
-	keys := make([][]byte, len(secrets))
+	macs := make([]*sync.Pool, len(secrets))
 	for slot, secret := range secrets {
 		key, err := s.key(secret)
 		if err != nil {
 			return nil, fmt.Errorf("slot %d: %w", slot, err)
 		}
-		keys[slot] = key
+		macs[slot] = &sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}
 	}
-	return &Verifier{scheme: s, keys: keys, tolerance: tolerance}, nil
+	return &Verifier{scheme: s, macs: macs, tolerance: tolerance}, nil
 }
 
 // Verify returns the slot of the secret that signed the body as it came, byte for byte, or -1 and
@@ -88,8 +93,12 @@ func (v *Verifier) Verify(h http.Header, body []byte, now time.Time) (slot int, 
 
 // match returns the first slot whose key gives the digest, or -1.
 func (v *Verifier) match(stamp string, body, digest []byte) int {
-	for slot, key := range v.keys {
-		if hmac.Equal(digest, v.scheme.sum(key, stamp, body)) {
+	for slot, macs := range v.macs {
+		mac := macs.Get().(hash.Hash)
+		mac.Reset()
+		sum := v.scheme.sum(mac, stamp, body)
+		macs.Put(mac)
+		if hmac.Equal(digest, sum) {
 			return slot
 		}
 	}
@@ -173,9 +182,9 @@ func parseUnix(text string) (time.Time, error) {
 // topLevel returns the literal of a field of a JSON object, or "". A struct would take the field's
 // name in any case.
 func topLevel(body []byte, field string) string {
-	var fields map[string]json.RawMessage
-	if json.Unmarshal(body, &fields) != nil {
+	if !json.Valid(body) {
 		return ""
 	}
-	return string(fields[field])
+	o, _ := rawjson.Members(body)
+	return string(o.Get(field))
 }
