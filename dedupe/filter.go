@@ -14,16 +14,17 @@ import (
 	"github.com/hookbus/bridge/bus"
 )
 
-// filter holds the names in the bucket, a little behind it, in about 2.5 MiB for
-// each million of them. A name that it lacks is new, or was stored so recently
-// that the stream's duplicate window knows it: for that the bucket need not be
-// read. Of a name that it has, one in some thousand is new all the same.
+// filter holds the names in the bucket, behind it by a part of the duplicate
+// window, in about 2.5 MiB for each million of them. A name that it lacks is new,
+// or was stored so recently that the stream, asked to store it again, says so
+// itself: the bucket need not be read. Of the names that it has, one in some
+// thousand is new all the same.
 type filter struct {
 	mu          sync.RWMutex
 	bucket      time.Time // creation of the bucket that it follows
 	position    uint64    // up to which it has the bucket's messages
 	generations []generation
-	until       time.Time // when it may be asked no more, unless it has caught up by then
+	until       time.Time // when it may be asked no more, unless it covers more by then
 }
 
 // generation is a part of the filter that is dropped when all in it is out of date.
@@ -36,13 +37,15 @@ type generation struct {
 const (
 	generationNames = 1 << 18
 	falsePositives  = 1e-4 // of one generation
+	filterBatch     = 500
 	filterEvery     = time.Second
 	filterRetry     = 10 * time.Second
 	filterStuck     = 30 * time.Second
-	// leastWindow is the duplicate window below which the filter, which takes some
-	// seconds to be told, is not asked.
-	leastWindow = time.Minute
 )
+
+// leastWindow is the duplicate window below which the filter, which takes some
+// seconds to be told, is not asked.
+var leastWindow = time.Minute
 
 // lacks reports whether the stream would recognise an event of this name, and of
 // no other, if it had been stored before.
@@ -52,24 +55,25 @@ func (f *filter) lacks(name string) bool {
 	return time.Now().Before(f.until) && !slices.ContainsFunc(f.generations, func(g generation) bool { return g.names.TestString(name) })
 }
 
-func (f *filter) add(name string, position uint64, written time.Time, window time.Duration) {
+// add takes in a name, which it may forget when the window has passed.
+func (f *filter) add(n named, window time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.position = position
-	if written.Add(window).Before(time.Now()) {
+	f.position = n.position
+	if n.written.Add(window).Before(time.Now()) {
 		return
 	}
 	for len(f.generations) > 0 && f.generations[0].newest.Add(window).Before(time.Now()) {
 		f.generations = f.generations[1:]
 	}
-	if n := len(f.generations); n == 0 || f.generations[n-1].count == generationNames {
+	if last := len(f.generations) - 1; last < 0 || f.generations[last].count == generationNames {
 		f.generations = append(f.generations, generation{names: bloom.NewWithEstimates(generationNames, falsePositives)})
 	}
 	g := &f.generations[len(f.generations)-1]
-	if !g.names.TestOrAddString(name) { // a state is written again and again
+	if !g.names.TestOrAddString(n.name) { // a state is written again and again
 		g.count++
 	}
-	g.newest = written
+	g.newest = n.written
 }
 
 // follows empties the filter if it has followed another bucket.
@@ -83,13 +87,13 @@ func (f *filter) follows(bucket time.Time) (position uint64) {
 }
 
 // covered says that the names of all that was stored before a time are in the
-// filter. What came later has to be within half the duplicate window.
+// filter. What came later has to be within three quarters of the duplicate window.
 func (f *filter) covered(before time.Time, duplicates time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.until = time.Time{}
 	if duplicates >= leastWindow {
-		f.until = before.Add(duplicates / 2)
+		f.until = before.Add(duplicates - duplicates/4)
 	}
 }
 
@@ -112,18 +116,29 @@ func (x *Indexer) follow(ctx context.Context) {
 }
 
 // watch follows the bucket until ctx ends, the state changes or following fails.
+// When it has caught up for the first time, it keeps names back for a quarter of
+// the duplicate window: until then their copies are the stream's.
 func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 	f := &x.dedupe.filter
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	position := f.follows(st.BucketCreated)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-st.Changed():
+			cancel()
+		}
+	}()
+	keep := st.DuplicateWindow / 4
 	js, stream := x.bus.JetStream(), "KV_"+st.Bucket().Bucket()
 	c, err := js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
 		Description:       "follows the names in the dedupe bucket",
 		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:       f.follows(st.BucketCreated) + 1,
+		OptStartSeq:       position + 1,
 		AckPolicy:         jetstream.AckNonePolicy,
 		HeadersOnly:       true,
-		InactiveThreshold: filterStuck,
+		InactiveThreshold: keep + time.Minute,
 		Replicas:          1,
 		MemoryStorage:     true,
 	})
@@ -135,77 +150,82 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 		defer cancel()
 		js.DeleteConsumer(ctx, stream, c.CachedInfo().Name)
 	}()
-	messages, err := c.Messages(jetstream.PullHeartbeat(indexHeartbeat), jetstream.PullExpiry(5*time.Second))
-	if err != nil {
-		return err
+
+	subjects, next := "$KV."+st.Bucket().Bucket()+".", uint64(1)
+	var kept []named // not yet in the filter
+	var question struct {
+		asked, indexed time.Time
+		last           uint64 // in the bucket then
+		open           bool
 	}
-	defer messages.Stop()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel(nil)
-	wg.Go(func() { cancel(x.compare(ctx, f, st)) })
-	subjects := "$KV." + st.Bucket().Bucket() + "."
-	for next := uint64(1); ; next++ {
-		msg, err := messages.Next(jetstream.NextContext(ctx))
-		if ctx.Err() != nil {
-			if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
-				return nil
+	caughtUp, moved := false, time.Now()
+	for ctx.Err() == nil {
+		if len(kept) == 0 {
+			if kept, err = fetch(ctx, c, subjects, &next); err != nil {
+				return err
 			}
-			return err
+			if len(kept) > 0 {
+				moved = time.Now()
+			}
 		}
-		if err != nil {
-			return err
+		for len(kept) > 0 && (!caughtUp || time.Since(kept[0].written) > keep || time.Since(moved) > keep) {
+			f.add(kept[0], x.dedupe.windows.Dedupe)
+			position, kept = kept[0].position, kept[1:]
 		}
+		if !question.open && time.Since(question.asked) > filterEvery {
+			// In this order: what was indexed then is in the bucket now.
+			question.asked, question.indexed = time.Now(), x.indexed()
+			if question.last, err = x.lastInBucket(ctx, st); err != nil { // no more is covered
+				x.bus.Wake()
+			}
+			question.open = err == nil
+		}
+		if question.open && question.last <= position {
+			f.covered(question.indexed, st.DuplicateWindow)
+			question.open, caughtUp, moved = false, true, time.Now()
+		}
+		if len(kept) > 0 {
+			wait(ctx, nil, filterEvery)
+		} else if time.Since(moved) > filterStuck {
+			return errBehind
+		}
+	}
+	return nil
+}
+
+// fetch waits a moment for the next names in the bucket.
+func fetch(ctx context.Context, c jetstream.Consumer, subjects string, next *uint64) (names []named, err error) {
+	ctx, cancel := context.WithTimeout(ctx, filterEvery)
+	defer cancel()
+	batch, err := c.Fetch(filterBatch, jetstream.FetchContext(ctx))
+	if err != nil {
+		return nil, err
+	}
+	for msg := range batch.Messages() {
 		meta, err := msg.Metadata()
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if meta.Sequence.Consumer != next {
-			return errGap
+		if meta.Sequence.Consumer != *next {
+			return nil, errGap
 		}
-		f.add(strings.TrimPrefix(msg.Subject(), subjects), meta.Sequence.Stream, meta.Timestamp, x.dedupe.windows.Dedupe)
+		*next++
+		names = append(names, named{strings.TrimPrefix(msg.Subject(), subjects), meta.Sequence.Stream, meta.Timestamp})
 	}
+	return names, batch.Error()
+}
+
+// named is a name in the bucket.
+type named struct {
+	name     string
+	position uint64
+	written  time.Time
 }
 
 var (
 	errBehind = errors.New("dedupe: what the bucket has does not come")
 	errGap    = errors.New("dedupe: a message of the bucket was lost on the way")
 )
-
-// compare says, again and again, how far the filter is, until ctx ends, the state
-// changes or the filter does not move.
-func (x *Indexer) compare(ctx context.Context, f *filter, st *bus.State) error {
-	tick := time.NewTicker(filterEvery)
-	defer tick.Stop()
-	var position uint64
-	for moved := time.Now(); ; {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-st.Changed():
-			return nil
-		case <-tick.C:
-		}
-		// In this order: what was indexed then is in the bucket now.
-		before := x.indexed()
-		last, err := x.lastInBucket(ctx, st)
-		if err != nil { // until it is answered, no more is covered
-			x.bus.Wake()
-			continue
-		}
-		was := position
-		position = f.follows(st.BucketCreated)
-		if last <= position {
-			f.covered(before, st.DuplicateWindow)
-		}
-		if last <= position || position > was {
-			moved = time.Now()
-		}
-		if time.Since(moved) > filterStuck {
-			return errBehind
-		}
-	}
-}
 
 // lastInBucket returns the sequence of the bucket's last message, 0 if it is empty.
 func (x *Indexer) lastInBucket(ctx context.Context, st *bus.State) (uint64, error) {

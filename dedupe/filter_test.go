@@ -3,6 +3,7 @@ package dedupe_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/hookbus/bridge/internal/natstest"
 )
@@ -29,6 +30,7 @@ func (b *bridge) lacks(body body) bool {
 func TestFilterFollows(t *testing.T) {
 	t.Parallel()
 	cfg := external(natstest.Server(t))
+	cfg.DuplicateWindow = 4 * time.Second
 	first := start(t, cfg)
 	first.index()
 	known := screening("1")
@@ -39,7 +41,6 @@ func TestFilterFollows(t *testing.T) {
 	second.unread("b")
 	for _, b := range []*bridge{first, second} {
 		b.indexed()
-		// Their duplicate window knows all of these: ask the filters themselves.
 		b.eventually("the filter has what is stored", func() bool {
 			return b.lacks(screening("new")) && !b.lacks(screening("b1"))
 		})
@@ -61,7 +62,7 @@ func TestFilterFollows(t *testing.T) {
 	first.knows(known, id)
 
 	stop()
-	second.unread("d") // as long as the duplicate window knows what it misses
+	second.eventually("what is behind is asked no more", func() bool { return !second.lacks(screening("new")) })
 }
 
 // Without the indexer nobody says what the bucket lacks: it is read.

@@ -11,7 +11,7 @@ func filled(names int) *filter {
 	f := &filter{}
 	f.follows(time.Unix(1, 0))
 	for i := range names {
-		f.add(name(i), uint64(i+1), time.Now(), time.Hour)
+		f.add(named{name(i), uint64(i + 1), time.Now()}, time.Hour)
 	}
 	f.covered(time.Now(), 10*time.Minute)
 	return f
@@ -46,15 +46,15 @@ func TestFilterOfAMillion(t *testing.T) {
 	}
 }
 
-// What it does not cover has to be within half of the duplicate window.
+// What it does not cover has to be within three quarters of the duplicate window.
 func TestFilterCovers(t *testing.T) {
 	for _, test := range []struct {
 		behind, duplicates time.Duration
 		asked              bool
 	}{
 		{0, 10 * time.Minute, true},
-		{4 * time.Minute, 10 * time.Minute, true},
-		{6 * time.Minute, 10 * time.Minute, false},
+		{7 * time.Minute, 10 * time.Minute, true},
+		{8 * time.Minute, 10 * time.Minute, false},
 		{0, leastWindow, true},
 		{0, leastWindow - 1, false},
 		{0, 0, false},
@@ -78,9 +78,9 @@ func TestFilterCovers(t *testing.T) {
 func TestFilterForgets(t *testing.T) {
 	const window = time.Hour
 	f := filled(1)
-	f.add(name(1), 2, time.Now().Add(-window-time.Minute), window) // too old
+	f.add(named{name(1), 2, time.Now().Add(-window - time.Minute)}, window) // too old
 	for i := range generationNames {
-		f.add(name(0), uint64(3+i), time.Now(), window) // the same again takes no room
+		f.add(named{name(0), uint64(3 + i), time.Now()}, window) // the same again takes no room
 	}
 	if f.lacks(name(0)) || !f.lacks(name(1)) || len(f.generations) != 1 {
 		t.Errorf("%d generations", len(f.generations))
@@ -89,7 +89,7 @@ func TestFilterForgets(t *testing.T) {
 	if f.lacks(name(0)) {
 		t.Error("forgotten before others come")
 	}
-	f.add(name(2), 1<<30, time.Now(), window)
+	f.add(named{name(2), 1 << 30, time.Now()}, window)
 	if !f.lacks(name(0)) || f.lacks(name(2)) || len(f.generations) != 1 {
 		t.Errorf("%d generations", len(f.generations))
 	}

@@ -23,7 +23,10 @@ import (
 	"github.com/hookbus/bridge/normalize"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	dedupe.SetLeastWindow(time.Second)
+	goleak.VerifyTestMain(m)
+}
 
 // within bounds every wait for a condition. A test that passes needs a small
 // part of it.
