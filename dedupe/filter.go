@@ -87,14 +87,16 @@ func (f *filter) follows(bucket time.Time) (position uint64) {
 }
 
 // covered says that the names of all that was stored before a time are in the
-// filter. What came later has to be within three quarters of the duplicate window.
-func (f *filter) covered(before time.Time, duplicates time.Duration) {
+// filter, and returns whether it may be asked: what came later has to be within
+// three quarters of the duplicate window.
+func (f *filter) covered(before time.Time, duplicates time.Duration) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.until = time.Time{}
 	if duplicates >= leastWindow {
 		f.until = before.Add(duplicates - duplicates/4)
 	}
+	return time.Now().Before(f.until)
 }
 
 // follow keeps the filter up to date until ctx ends.
@@ -181,8 +183,8 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 			question.open = err == nil
 		}
 		if question.open && question.last <= position {
-			f.covered(question.indexed, st.DuplicateWindow)
-			question.open, caughtUp, moved = false, true, time.Now()
+			caughtUp = f.covered(question.indexed, st.DuplicateWindow)
+			question.open, moved = false, time.Now()
 		}
 		if len(kept) > 0 {
 			wait(ctx, nil, filterEvery)
