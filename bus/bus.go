@@ -77,6 +77,8 @@ type Bus struct {
 	server *embedded // nil: external
 	nc     *nats.Conn
 	js     jetstream.JetStream
+	// Of the stream of events and of the bucket; nil: external.
+	group, bucketGroup *group
 
 	state atomic.Pointer[State]
 	wake  chan struct{}
@@ -133,6 +135,14 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	if b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncTimeout(apiTimeout)); err != nil {
 		b.nc.Close()
 		return nil, err
+	}
+	if b.server != nil {
+		b.group = newGroup(b.js, cfg.PublishTimeout/3, func(ctx context.Context, msg *nats.Msg) (*jetstream.PubAck, error) {
+			return b.attempt(ctx, msg, time.Now().Add(cfg.PublishTimeout)) // ctx ends before
+		})
+		b.bucketGroup = newGroup(b.js, cfg.PublishTimeout/3, func(ctx context.Context, msg *nats.Msg) (*jetstream.PubAck, error) {
+			return b.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
+		})
 	}
 	return b, nil
 }

@@ -142,7 +142,7 @@ func waitState(t *testing.T, b *bus.Bus, what string, cond func(*bus.State) bool
 }
 
 // newEvent returns an event that n alone tells from others.
-func newEvent(t *testing.T, n any) *normalize.Event {
+func newEvent(t testing.TB, n any) *normalize.Event {
 	t.Helper()
 	return eventOf(t, "dataspike", fmt.Sprintf(`{"event_type":"AML_SCREENING","id":"%v","timestamp":"2026-07-01T10:00:00Z","payload":{"applicant_id":"a-1"}}`, n))
 }
@@ -150,7 +150,7 @@ func newEvent(t *testing.T, n any) *normalize.Event {
 // received is when all test events were received.
 var received = time.Date(2026, 7, 1, 10, 0, 1, 250_000_000, time.UTC)
 
-func eventOf(t *testing.T, provider, body string) *normalize.Event {
+func eventOf(t testing.TB, provider, body string) *normalize.Event {
 	t.Helper()
 	p, ok := normalize.ByName(provider)
 	if !ok {

@@ -122,6 +122,22 @@ func (e *embedded) stop() {
 	e.lock.Unlock()
 }
 
+// failed returns the error of a write or sync after which the stream takes
+// nothing until the server starts anew. A batch that failed in the middle has
+// left messages that the stream counts as stored, and delivers, though they may
+// not be synced: while there is such an error nothing is known to be stored by
+// their being there. That of no embedded server is nil.
+func (e *embedded) failed(stream string) error {
+	if e == nil {
+		return nil
+	}
+	health := e.Healthz(&server.HealthzOptions{Account: server.DEFAULT_GLOBAL_ACCOUNT, Stream: stream})
+	if health.Error != "" {
+		return errors.New(health.Error)
+	}
+	return nil
+}
+
 // lockDir makes dir and takes its lock, waiting for another process to let it
 // go.
 func lockDir(ctx context.Context, dir string, wait time.Duration) (*flock.Flock, error) {

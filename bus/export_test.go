@@ -1,10 +1,12 @@
 package bus
 
 import (
+	"context"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/hookbus/bridge/normalize"
 )
@@ -45,4 +47,40 @@ func (s *Spool) Stored(t *testing.T) int {
 func (s *Spool) Probe(d time.Duration) {
 	s.slow.Store(true)
 	time.AfterFunc(d, func() { s.slow.Store(false) })
+}
+
+// HoldGroup has all wait that is published from now on, until it is released: then
+// batches are stored of whatever waits.
+func (b *Bus) HoldGroup() (waiting func() int, release func()) {
+	g := b.group
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.storing = true
+	g.pays = func(messages int) bool { return messages > 1 }
+	waiting = func() int {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return len(g.waiting)
+	}
+	return waiting, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.storing = false
+		g.next()
+	}
+}
+
+// GroupAlways has a batch stored of whatever waits.
+func (b *Bus) GroupAlways() {
+	_, release := b.HoldGroup()
+	release()
+}
+
+// GroupPanics has the next message published by itself panic.
+func (b *Bus) GroupPanics(value any) {
+	alone := b.group.alone
+	b.group.alone = func(context.Context, *nats.Msg) (*jetstream.PubAck, error) {
+		b.group.alone = alone
+		panic(value)
+	}
 }

@@ -67,8 +67,23 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, e
 	}
 	msg.Header[jetstream.ExpectedStreamHeader] = []string{stream}
 	end := time.Now().Add(b.cfg.PublishTimeout)
+	alone := func(ctx context.Context, msg *nats.Msg) (*jetstream.PubAck, error) { return b.attempt(ctx, msg, end) }
+	attempt := alone
+	if b.group != nil && b.state.Load().atomic && stream == b.cfg.Stream {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, end)
+		defer cancel()
+		attempt = b.group.publish
+	}
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 320*time.Millisecond) {
-		ack, err := b.attempt(ctx, msg, end)
+		ack, err := attempt(ctx, msg)
+		attempt = alone // what may be stored already goes by itself
+		if err == nil && ack.Duplicate {
+			if err := b.server.failed(stream); err != nil {
+				b.Wake()
+				return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+			}
+		}
 		if err == nil {
 			return Ack{Sequence: ack.Sequence, Duplicate: ack.Duplicate}, nil
 		}

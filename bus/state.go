@@ -34,6 +34,8 @@ type State struct {
 	refused map[string]string
 	stream  jetstream.Stream
 	bucket  jetstream.KeyValue
+	// The stream of events, and that of the bucket, take atomic batches.
+	atomic, bucketAtomic bool
 	// bodiesRefused says why no body goes to the object store.
 	bodiesRefused string
 	changed       chan struct{}
@@ -141,7 +143,7 @@ func (b *Bus) publishState(st *State) {
 }
 
 func same(a, b *State) bool {
-	return slices.Equal(a.Problems, b.Problems) && slices.Equal(a.Warnings, b.Warnings) && a.Durability == b.Durability && a.DuplicateWindow == b.DuplicateWindow &&
+	return slices.Equal(a.Problems, b.Problems) && slices.Equal(a.Warnings, b.Warnings) && a.Durability == b.Durability && a.atomic == b.atomic && a.bucketAtomic == b.bucketAtomic && a.DuplicateWindow == b.DuplicateWindow &&
 		a.StreamCreated.Equal(b.StreamCreated) && a.BucketCreated.Equal(b.BucketCreated)
 }
 
@@ -202,7 +204,7 @@ func (b *Bus) check(ctx context.Context) *State {
 	// What gets no answer is as it was.
 	st := &State{
 		Durability: old.Durability, DuplicateWindow: old.DuplicateWindow, StreamCreated: old.StreamCreated, BucketCreated: old.BucketCreated,
-		refused: maps.Clone(old.refused), stream: old.stream, bucket: old.bucket, bodiesRefused: old.bodiesRefused,
+		refused: maps.Clone(old.refused), stream: old.stream, atomic: old.atomic, bucket: old.bucket, bucketAtomic: old.bucketAtomic, bodiesRefused: old.bodiesRefused,
 	}
 	replicas := 0 // of the stream of events, where it is known
 	var stream *jetstream.StreamInfo
@@ -220,7 +222,7 @@ func (b *Bus) check(ctx context.Context) *State {
 	b.checkBodies(ctx, st, stream, quarantine)
 	if s := b.ensure(ctx, st, b.bucketSpec()); s != nil {
 		bucket := s.CachedInfo()
-		st.BucketCreated = bucket.Created
+		st.BucketCreated, st.bucketAtomic = bucket.Created, bucket.Config.AllowAtomicPublish
 		b.lookAtBucket(st, bucket, replicas)
 		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 		defer cancel()
@@ -243,7 +245,7 @@ func (s *State) warn(format string, args ...any) {
 
 func (b *Bus) lookAtStream(st *State, info *jetstream.StreamInfo) {
 	c := info.Config
-	st.Durability, st.DuplicateWindow = b.durability(c), c.Duplicates
+	st.Durability, st.DuplicateWindow, st.atomic = b.durability(c), c.Duplicates, c.AllowAtomicPublish
 	if b.judge(st, c, "STREAM", b.cfg.SubjectPrefix) {
 		st.Durability = "the stream is refused: no event is stored in it"
 	}
@@ -257,6 +259,9 @@ func (b *Bus) lookAtStream(st *State, info *jetstream.StreamInfo) {
 	if c.Duplicates < b.cfg.DuplicateWindow {
 		st.warn("stream %s: its duplicate window is %v, less than the %v asked for; %s", c.Name, c.Duplicates, b.cfg.DuplicateWindow,
 			b.set("DUPLICATE_WINDOW", c.Name, "--dupe-window %v", b.cfg.DuplicateWindow))
+	}
+	if err := b.server.failed(c.Name); err != nil {
+		st.problem("stream %s: it takes no events until the bridge starts anew: %v", c.Name, err)
 	}
 	switch limit, full := fullness(info); {
 	case full:

@@ -27,7 +27,7 @@ type spec struct {
 
 type setting struct {
 	name  string
-	value any // string list, or whole number
+	value any // string list, whole number, or bool
 }
 
 func (b *Bus) streamSpec() spec {
@@ -99,6 +99,10 @@ func (b *Bus) bucketSpec() spec {
 
 func (b *Bus) spec(c jetstream.StreamConfig, holds string, byVariable map[string]setting) spec {
 	s := spec{config: c, holds: holds}
+	if b.server != nil && holds != holdsQuarantine { // earlier versions did not set it
+		s.config.AllowAtomicPublish = true
+		s.explicit = append(s.explicit, setting{"allow_atomic", true})
+	}
 	for variable, setting := range byVariable {
 		if b.cfg.Explicit[variable] {
 			s.explicit = append(s.explicit, setting)
@@ -213,6 +217,8 @@ func (s setting) over(have any) (value any, differs bool) {
 			return nil, false
 		}
 		return want, true
+	case bool:
+		return want, have != want
 	default:
 		panic(fmt.Sprintf("bus: setting %s of type %T", s.name, s.value))
 	}
@@ -258,7 +264,7 @@ func (b *Bus) Holds(ctx context.Context, sequence uint64, id string) (bool, erro
 	}
 	msg, err := stream.GetMsg(ctx, sequence)
 	if err == nil {
-		return msg.Header.Get(jetstream.MsgIDHeader) == id, nil
+		return msg.Header.Get(jetstream.MsgIDHeader) == id && b.server.failed(b.cfg.Stream) == nil, nil
 	}
 	if !errors.Is(err, jetstream.ErrMsgNotFound) {
 		return false, err

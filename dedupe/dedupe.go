@@ -219,12 +219,12 @@ func (d *Deduper) remember(ctx context.Context, names []string, e entry) error {
 	return d.put(ctx, under(names, e)...)
 }
 
-func under(names []string, e entry) []put {
-	puts, value := make([]put, len(names)), e.encode()
+func under(names []string, e entry) []bus.Entry {
+	entries, value := make([]bus.Entry, len(names)), e.encode()
 	for i, name := range names {
-		puts[i] = put{name, value}
+		entries[i] = bus.Entry{Name: name, Value: value}
 	}
-	return puts
+	return entries
 }
 
 // read returns the entry under name and its revision, 0 if there is none. Of
@@ -257,10 +257,10 @@ func (d *Deduper) read(ctx context.Context, name string) (entry, uint64, error) 
 	return e, revision, nil
 }
 
-func (d *Deduper) put(ctx context.Context, puts ...put) error {
+func (d *Deduper) put(ctx context.Context, entries ...bus.Entry) error {
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
-	err := d.index.put(ctx, puts...)
+	err := d.index.put(ctx, entries...)
 	if err != nil {
 		d.errors.Inc()
 	}

@@ -111,18 +111,12 @@ func decodeEntry(value []byte) entry {
 // errConflict: the entry is not at the revision given.
 var errConflict = errors.New("dedupe: entry has changed")
 
-// put is a value to be written under a name.
-type put struct {
-	name  string
-	value []byte
-}
-
 // index is the bucket. A read may be answered by a replica that is behind.
 type index interface {
 	// get returns revision 0 if there is no such name.
 	get(ctx context.Context, name string) (value []byte, revision uint64, err error)
 	// put writes all, side by side. After an error any of them may be written.
-	put(ctx context.Context, puts ...put) error
+	put(ctx context.Context, entries ...bus.Entry) error
 	// swap writes if the entry is at that revision (0: if there is none) and
 	// returns the new one. Else it returns errConflict.
 	swap(ctx context.Context, name string, value []byte, revision uint64) (uint64, error)
@@ -133,9 +127,6 @@ type bucket struct{ bus *bus.Bus }
 
 var _ index = bucket{}
 
-// errNoBucket: there is none, or it was not seen yet.
-var errNoBucket = errors.New("dedupe: no bucket")
-
 func (b bucket) kv() (jetstream.KeyValue, error) {
 	if !b.bus.Connected() {
 		return nil, fmt.Errorf("%w: not connected to NATS", bus.ErrUnavailable)
@@ -143,7 +134,7 @@ func (b bucket) kv() (jetstream.KeyValue, error) {
 	if kv := b.bus.State().Bucket(); kv != nil {
 		return kv, nil
 	}
-	return nil, errNoBucket
+	return nil, bus.ErrNoBucket
 }
 
 func (b bucket) get(ctx context.Context, name string) ([]byte, uint64, error) {
@@ -162,36 +153,8 @@ func (b bucket) get(ctx context.Context, name string) ([]byte, uint64, error) {
 	return e.Value(), e.Revision(), nil
 }
 
-func (b bucket) put(ctx context.Context, puts ...put) error {
-	kv, err := b.kv()
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			b.bus.Wake()
-		}
-	}()
-	// As kv.Put does (NATS ADR-8), but without a wait for each.
-	stream, subject := jetstream.WithExpectStream("KV_"+kv.Bucket()), "$KV."+kv.Bucket()+"."
-	acks := make([]jetstream.PubAckFuture, len(puts))
-	for i, p := range puts {
-		acks[i], err = b.bus.JetStream().PublishAsync(subject+p.name, p.value, stream, jetstream.WithRetryAttempts(0))
-		if err != nil {
-			return err
-		}
-	}
-	for _, ack := range acks {
-		select {
-		case <-ack.Ok():
-		case err = <-ack.Err():
-			return err
-		case <-ctx.Done():
-			err = ctx.Err()
-			return err
-		}
-	}
-	return nil
+func (b bucket) put(ctx context.Context, entries ...bus.Entry) error {
+	return b.bus.Put(ctx, entries...)
 }
 
 func (b bucket) swap(ctx context.Context, name string, value []byte, revision uint64) (uint64, error) {

@@ -277,15 +277,15 @@ func (x *Indexer) handle(msgs []jetstream.Msg, st *bus.State) {
 	// of each write.
 	ctx := context.Background()
 	failpoint.Hit("index-write")
-	var puts []put
+	var entries []bus.Entry
 	reports := make([]*report, len(msgs))
 	for i, msg := range msgs {
 		names, stored, r := x.read(msg, st.StreamCreated.UnixNano())
-		puts, reports[i] = append(puts, under(names, stored)...), r
+		entries, reports[i] = append(entries, under(names, stored)...), r
 	}
 	var failed error
-	if len(puts) > 0 {
-		failed = x.dedupe.put(ctx, puts...)
+	if len(entries) > 0 {
+		failed = x.dedupe.put(ctx, entries...)
 	}
 	begun := time.Now()
 	var wg sync.WaitGroup

@@ -469,9 +469,9 @@ func (w modelIndex) get(ctx context.Context, name string) (value []byte, revisio
 	return value, revision, nil
 }
 
-func (w modelIndex) put(ctx context.Context, puts ...put) error {
-	for _, p := range puts {
-		w.step(ctx, "put", func(*actor) { w.index[p.name] = append(w.index[p.name], p.value) })
+func (w modelIndex) put(ctx context.Context, entries ...bus.Entry) error {
+	for _, e := range entries {
+		w.step(ctx, "put", func(*actor) { w.index[e.Name] = append(w.index[e.Name], e.Value) })
 	}
 	return nil
 }
