@@ -15,6 +15,6 @@ func (d *Deduper) HearsLate(created time.Time) {
 // but for those that the duplicate window knows.
 func (d *Deduper) Lacks(names []string) bool { return d.filter.lacks(names[0]) }
 
-// SetLeastWindow changes, for all tests, the duplicate window from which on the
-// filter is asked.
-func SetLeastWindow(d time.Duration) { leastWindow = d }
+// HurryFilter has, for all tests, the filter be asked with short duplicate windows,
+// and follow the bucket again soon.
+func HurryFilter() { leastWindow, filterRetry = time.Second, time.Second/2 }

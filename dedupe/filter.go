@@ -21,10 +21,9 @@ import (
 // thousand is new all the same.
 type filter struct {
 	mu          sync.RWMutex
-	bucket      time.Time // creation of the bucket that it follows
-	position    uint64    // up to which it has the bucket's messages
 	generations []generation
-	until       time.Time // when it may be asked no more, unless it covers more by then
+	covers      time.Time     // the names of all that was stored before are in it
+	duplicates  time.Duration // the stream's duplicate window
 }
 
 // generation is a part of the filter that is dropped when all in it is out of date.
@@ -36,37 +35,55 @@ type generation struct {
 
 const (
 	generationNames = 1 << 18
+	mostGenerations = 64   // 16 million names, 40 MiB
 	falsePositives  = 1e-4 // of one generation
 	filterBatch     = 500
 	filterEvery     = time.Second
-	filterRetry     = 10 * time.Second
+	filterFullRetry = time.Hour
 	filterStuck     = 30 * time.Second
 )
 
-// leastWindow is the duplicate window below which the filter, which takes some
-// seconds to be told, is not asked.
-var leastWindow = time.Minute
+var (
+	filterRetry = time.Minute
+	// leastWindow is the duplicate window below which the filter, which takes some
+	// seconds to be told, is not asked.
+	leastWindow = time.Minute
+)
 
 // lacks reports whether the stream would recognise an event of this name, and of
-// no other, if it had been stored before.
+// no other, if it had been stored before: what the filter does not cover has to be
+// within three quarters of the duplicate window.
 func (f *filter) lacks(name string) bool {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return time.Now().Before(f.until) && !slices.ContainsFunc(f.generations, func(g generation) bool { return g.names.TestString(name) })
+	return f.asked() && !slices.ContainsFunc(f.generations, func(g generation) bool { return g.names.TestString(name) })
 }
 
-// add takes in a name, which it may forget when the window has passed.
-func (f *filter) add(n named, window time.Duration) {
+// asked reports whether the filter may be asked. The lock is held.
+func (f *filter) asked() bool {
+	if f.duplicates < leastWindow {
+		return false
+	}
+	// By both clocks: one of them stands still while the machine is suspended.
+	now, until := time.Now(), f.covers.Add(f.duplicates-f.duplicates/4)
+	return now.Before(until) && now.Round(0).Before(until.Round(0))
+}
+
+// add takes in a name, which it may forget when the window has passed. It reports
+// whether there was room.
+func (f *filter) add(n named, window time.Duration) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.position = n.position
 	if n.written.Add(window).Before(time.Now()) {
-		return
+		return true
 	}
 	for len(f.generations) > 0 && f.generations[0].newest.Add(window).Before(time.Now()) {
 		f.generations = f.generations[1:]
 	}
 	if last := len(f.generations) - 1; last < 0 || f.generations[last].count == generationNames {
+		if last == mostGenerations-1 {
+			return false
+		}
 		f.generations = append(f.generations, generation{names: bloom.NewWithEstimates(generationNames, falsePositives)})
 	}
 	g := &f.generations[len(f.generations)-1]
@@ -74,29 +91,30 @@ func (f *filter) add(n named, window time.Duration) {
 		g.count++
 	}
 	g.newest = n.written
+	return true
 }
 
-// follows empties the filter if it has followed another bucket.
-func (f *filter) follows(bucket time.Time) (position uint64) {
+// empty has the filter forget all and not be asked.
+func (f *filter) empty() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.bucket.Equal(bucket) {
-		f.bucket, f.position, f.generations, f.until = bucket, 0, nil, time.Time{}
-	}
-	return f.position
+	f.generations, f.covers = nil, time.Time{}
 }
 
 // covered says that the names of all that was stored before a time are in the
-// filter, and returns whether it may be asked: what came later has to be within
-// three quarters of the duplicate window.
-func (f *filter) covered(before time.Time, duplicates time.Duration) bool {
+// filter, and returns whether it may be asked.
+func (f *filter) covered(before time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.until = time.Time{}
-	if duplicates >= leastWindow {
-		f.until = before.Add(duplicates - duplicates/4)
-	}
-	return time.Now().Before(f.until)
+	f.covers = before
+	return f.asked()
+}
+
+// window says what the stream's duplicate window is.
+func (f *filter) window(duplicates time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.duplicates = duplicates
 }
 
 // follow keeps the filter up to date until ctx ends.
@@ -112,17 +130,22 @@ func (x *Indexer) follow(ctx context.Context) {
 				x.log.Warn("following the bucket interrupted: it is read for every event", "error", err)
 			}
 			x.bus.Wake()
-			wait(ctx, st.Changed(), filterRetry)
+			retry := filterRetry
+			if errors.Is(err, errFull) {
+				retry = filterFullRetry
+			}
+			wait(ctx, st.Changed(), retry)
 		}
 	}
 }
 
-// watch follows the bucket until ctx ends, the state changes or following fails.
-// When it has caught up for the first time, it keeps names back for a quarter of
+// watch follows the bucket, from its begin, until ctx ends, the state changes or
+// following fails. When it has caught up for the first time, it keeps names back for a quarter of
 // the duplicate window: until then their copies are the stream's.
 func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 	f := &x.dedupe.filter
-	position := f.follows(st.BucketCreated)
+	f.empty()
+	defer f.empty()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -136,8 +159,7 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 	js, stream := x.bus.JetStream(), "KV_"+st.Bucket().Bucket()
 	c, err := js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
 		Description:       "follows the names in the dedupe bucket",
-		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:       position + 1,
+		DeliverPolicy:     jetstream.DeliverAllPolicy,
 		AckPolicy:         jetstream.AckNonePolicy,
 		HeadersOnly:       true,
 		InactiveThreshold: keep + time.Minute,
@@ -153,7 +175,7 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 		js.DeleteConsumer(ctx, stream, c.CachedInfo().Name)
 	}()
 
-	subjects, next := "$KV."+st.Bucket().Bucket()+".", uint64(1)
+	subjects, next, position := "$KV."+st.Bucket().Bucket()+".", uint64(1), uint64(0)
 	var kept []named // not yet in the filter
 	var question struct {
 		asked, indexed time.Time
@@ -171,19 +193,23 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 			}
 		}
 		for len(kept) > 0 && (!caughtUp || time.Since(kept[0].written) > keep || time.Since(moved) > keep) {
-			f.add(kept[0], x.dedupe.windows.Dedupe)
+			if !f.add(kept[0], x.dedupe.windows.Dedupe) {
+				return errFull
+			}
 			position, kept = kept[0].position, kept[1:]
 		}
 		if !question.open && time.Since(question.asked) > filterEvery {
 			// In this order: what was indexed then is in the bucket now.
-			question.asked, question.indexed = time.Now(), x.indexed()
-			if question.last, err = x.lastInBucket(ctx, st); err != nil { // no more is covered
+			question.asked, question.indexed = time.Now(), x.indexed(st)
+			if question.last, err = x.lastInBucket(ctx, st, position); err != nil { // no more is covered
 				x.bus.Wake()
+			} else if question.last < position {
+				return errSetBack
 			}
 			question.open = err == nil
 		}
 		if question.open && question.last <= position {
-			caughtUp = f.covered(question.indexed, st.DuplicateWindow)
+			caughtUp = f.covered(question.indexed)
 			question.open, moved = false, time.Now()
 		}
 		if len(kept) > 0 {
@@ -225,12 +251,15 @@ type named struct {
 }
 
 var (
-	errBehind = errors.New("dedupe: what the bucket has does not come")
-	errGap    = errors.New("dedupe: a message of the bucket was lost on the way")
+	errBehind  = errors.New("dedupe: what the bucket has does not come")
+	errGap     = errors.New("dedupe: a message of the bucket was lost on the way")
+	errSetBack = errors.New("dedupe: the bucket has lost its end")
+	errFull    = errors.New("dedupe: the bucket has more names than the filter takes")
 )
 
-// lastInBucket returns the sequence of the bucket's last message, 0 if it is empty.
-func (x *Indexer) lastInBucket(ctx context.Context, st *bus.State) (uint64, error) {
+// lastInBucket returns the sequence of the bucket's last message. That of an empty
+// one is nowhere behind the position.
+func (x *Indexer) lastInBucket(ctx context.Context, st *bus.State, position uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
 	s, err := x.bus.JetStream().Stream(ctx, "KV_"+st.Bucket().Bucket())
@@ -242,7 +271,7 @@ func (x *Indexer) lastInBucket(ctx context.Context, st *bus.State) (uint64, erro
 		return 0, errStale
 	}
 	if info.State.Msgs == 0 {
-		return 0, nil
+		return min(info.State.LastSeq, position), nil
 	}
 	return info.State.LastSeq, nil
 }

@@ -2,8 +2,12 @@ package dedupe_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/hookbus/bridge/internal/natstest"
 )
@@ -52,6 +56,9 @@ func TestFilterFollows(t *testing.T) {
 	first.deleteStream(bucketStream)
 	first.eventually("the filter is of the new bucket", func() bool { return !first.lacks(screening("new")) })
 	first.unread("c")
+	if first.lacks(known) {
+		t.Error("asked before all is indexed again")
+	}
 	first.indexed()
 	first.eventually("the filter has what is stored", func() bool {
 		return first.lacks(screening("new")) && !first.lacks(screening("c1"))
@@ -89,4 +96,61 @@ func TestAliasesAreRead(t *testing.T) {
 	if n := b.metric("bridge_dedupe_unread_total"); n != before {
 		t.Errorf("%v were not read", n-before)
 	}
+}
+
+// A server that comes back from a crash without what it had not synced has the
+// bucket that it had, less its end: what takes those places is followed too.
+func TestFilterAfterTheBucketLostItsEnd(t *testing.T) {
+	t.Parallel()
+	port, dir, earlier := natstest.FreePort(t), t.TempDir(), filepath.Join(t.TempDir(), "earlier")
+	run := func(dir string) (stop func()) {
+		s := natstest.Server(t, func(o *server.Options) { o.Port, o.StoreDir = port, dir })
+		return func() { s.Shutdown(); s.WaitForShutdown() }
+	}
+	stop := run(dir)
+	cfg := defaults()
+	cfg.URL = fmt.Sprintf("nats://127.0.0.1:%d", port)
+	cfg.DuplicateWindow = 4 * time.Second
+	b := start(t, cfg)
+	b.index()
+	b.stores(screening("1"))
+	b.indexed()
+	stop()
+	if err := os.CopyFS(earlier, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	stop = run(dir)
+	b.eventually("it is back", func() bool { return b.bus.State().Ready() && b.bus.Connected() })
+	for i := range 20 {
+		b.stores(screening(fmt.Sprint("lost", i)))
+	}
+	b.indexed()
+	b.eventually("the filter has them", func() bool { return b.lacks(screening("new")) && !b.lacks(screening("lost19")) })
+	stop()
+	run(earlier)
+	b.eventually("it is back", func() bool { return b.bus.State().Ready() && b.bus.Connected() })
+	kept := screening("kept")
+	id := b.stores(kept)
+	b.indexed()
+	b.eventually("the filter has what took their place", func() bool { return b.lacks(screening("new")) && !b.lacks(kept) })
+	b.knows(kept, id)
+}
+
+// Where somebody makes the duplicate window too short for it, the filter is not
+// asked any more.
+func TestFilterOfAShortWindow(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	b.index()
+	b.unread("a")
+	s, err := b.js.Stream(t.Context(), b.bus.Stream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := s.CachedInfo().Config
+	c.Duplicates = shortly
+	if _, err := b.js.UpdateStream(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("the filter is not asked", func() bool { return !b.lacks(screening("new")) })
 }

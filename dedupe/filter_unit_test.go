@@ -9,11 +9,11 @@ import (
 // filled returns a filter that covers all until now, with so many names.
 func filled(names int) *filter {
 	f := &filter{}
-	f.follows(time.Unix(1, 0))
 	for i := range names {
 		f.add(named{name(i), uint64(i + 1), time.Now()}, time.Hour)
 	}
-	f.covered(time.Now(), 10*time.Minute)
+	f.window(10 * time.Minute)
+	f.covered(time.Now())
 	return f
 }
 
@@ -60,8 +60,8 @@ func TestFilterCovers(t *testing.T) {
 		{0, 0, false},
 	} {
 		f := filled(1)
-		f.covered(time.Now().Add(-test.behind), test.duplicates)
-		if got := f.lacks(name(1)); got != test.asked {
+		f.window(test.duplicates)
+		if got := f.covered(time.Now().Add(-test.behind)); got != test.asked || f.lacks(name(1)) != got {
 			t.Errorf("%v behind, of %v: %v", test.behind, test.duplicates, got)
 		}
 		if f.lacks(name(0)) {
@@ -73,8 +73,7 @@ func TestFilterCovers(t *testing.T) {
 	}
 }
 
-// It forgets a generation whose names the bucket has forgotten, and all if the
-// bucket is another.
+// It forgets a generation whose names the bucket has forgotten.
 func TestFilterForgets(t *testing.T) {
 	const window = time.Hour
 	f := filled(1)
@@ -93,11 +92,26 @@ func TestFilterForgets(t *testing.T) {
 	if !f.lacks(name(0)) || f.lacks(name(2)) || len(f.generations) != 1 {
 		t.Errorf("%d generations", len(f.generations))
 	}
-	if position := f.follows(f.bucket); position != 1<<30 || f.lacks(name(2)) {
-		t.Errorf("position %d", position)
+	f.empty()
+	if f.lacks(name(0)) || len(f.generations) != 0 {
+		t.Error("it is asked though it is empty")
 	}
-	if position := f.follows(time.Unix(2, 0)); position != 0 || len(f.generations) != 0 || f.lacks(name(2)) {
-		t.Errorf("position %d in another bucket", position)
+}
+
+// It says when it is full, and does not grow any more.
+func TestFilterIsFull(t *testing.T) {
+	f := filled(1)
+	for len(f.generations) < mostGenerations {
+		f.generations = append(f.generations, f.generations[0])
+	}
+	last := &f.generations[mostGenerations-1]
+	last.count = generationNames - 1
+	if !f.add(named{name(1), 2, time.Now()}, time.Hour) || f.add(named{name(2), 3, time.Now()}, time.Hour) {
+		t.Error("it takes more or less than it should")
+	}
+	f.generations[0].newest = time.Now().Add(-2 * time.Hour)
+	if !f.add(named{name(2), 3, time.Now()}, time.Hour) || len(f.generations) != mostGenerations {
+		t.Error("it takes nothing after it has forgotten")
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	dedupe.SetLeastWindow(time.Second)
+	dedupe.HurryFilter()
 	goleak.VerifyTestMain(m)
 }
 

@@ -40,17 +40,6 @@ type Indexer struct {
 	stale   time.Time // since when the consumer is of another bucket or stream; zero: it is not
 }
 
-// Lag is how far the index is behind the stream.
-type Lag struct {
-	Messages uint64
-	Oldest   time.Duration // age of the oldest message not yet indexed
-}
-
-type measured struct {
-	Lag
-	at time.Time // not later than the answers
-}
-
 // NewIndexer returns an indexer; [Indexer.Run] does the work.
 func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registerer) (*Indexer, error) {
 	x := &Indexer{bus: b, dedupe: d, log: log, unnamed: prometheus.NewCounter(prometheus.CounterOpts{
@@ -75,14 +64,17 @@ func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registe
 	return x, errors.Join(errs...)
 }
 
-// Lag returns how far the index was behind a few seconds ago.
-func (x *Indexer) Lag() Lag { return x.lag.Load().Lag }
+// fills reports whether the consumer with that metadata fills the bucket from the
+// stream. Earlier versions did not keep the stream.
+func fills(metadata map[string]string, st *bus.State) bool {
+	bucket, stream := incarnations(st)
+	reads := metadata[streamMetadata]
+	return metadata[bucketMetadata] == bucket && (reads == stream || reads == "")
+}
 
-// indexed returns when what came into the stream before was indexed, as far as is
-// known.
-func (x *Indexer) indexed() time.Time {
-	lag := x.lag.Load()
-	return lag.at.Add(-lag.Oldest)
+// incarnations returns what the consumer's metadata say of bucket and stream.
+func incarnations(st *bus.State) (bucket, stream string) {
+	return st.BucketCreated.UTC().Format(time.RFC3339Nano), st.StreamCreated.UTC().Format(time.RFC3339Nano)
 }
 
 const (
@@ -201,12 +193,11 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	js, stream := x.bus.JetStream(), x.bus.Stream()
-	bucket, created := st.BucketCreated.UTC().Format(time.RFC3339Nano), st.StreamCreated.UTC().Format(time.RFC3339Nano)
+	bucket, created := incarnations(st)
 	c, err := js.Consumer(ctx, stream, IndexerName)
 	if err == nil {
 		metadata := c.CachedInfo().Config.Metadata
-		// Earlier versions did not keep the stream.
-		if reads := metadata[streamMetadata]; metadata[bucketMetadata] == bucket && (reads == created || reads == "") {
+		if fills(metadata, st) {
 			x.stale = time.Time{}
 			return c, nil
 		}
@@ -341,111 +332,6 @@ func (x *Indexer) read(msg jetstream.Msg, stream int64) (names []string, stored 
 	report := report{key: stateKey, token: h.Get(bus.TokenHeader), stored: stored}
 	report.stored.State, report.stored.Received = h.Get(bus.StateHeader), received.UnixNano()
 	return names, stored, &report
-}
-
-// measureLag keeps the lag up to date, also while nothing is indexed.
-func (x *Indexer) measureLag(ctx context.Context) {
-	for ctx.Err() == nil {
-		at := time.Now()
-		if lag, err := x.measure(ctx); err == nil {
-			x.lag.Store(&measured{lag, at})
-		}
-		wait(ctx, nil, measureLagEvery)
-	}
-}
-
-func (x *Indexer) measure(ctx context.Context) (Lag, error) {
-	ctx, cancel := context.WithTimeout(ctx, measureLagEvery)
-	defer cancel()
-	js := x.bus.JetStream()
-	s, err := js.Stream(ctx, x.bus.Stream())
-	if err != nil {
-		return Lag{}, err
-	}
-	lag, next := Lag{Messages: s.CachedInfo().State.Msgs}, uint64(1) // without a consumer
-	switch c, err := js.Consumer(ctx, x.bus.Stream(), IndexerName); {
-	case err == nil:
-		info := c.CachedInfo()
-		lag.Messages, next = info.NumPending+uint64(info.NumAckPending), info.AckFloor.Stream+1
-	case !errors.Is(err, jetstream.ErrConsumerNotFound):
-		return Lag{}, err
-	}
-	if lag.Messages == 0 {
-		return lag, nil
-	}
-	oldest, err := s.GetMsg(ctx, next, jetstream.WithGetMsgSubject(">"))
-	if err != nil {
-		return Lag{}, err
-	}
-	lag.Oldest = max(0, time.Since(oldest.Time))
-	return lag, nil
-}
-
-// completeTimeout is how long a request waits for the index to catch up, which
-// as a rule takes milliseconds, before it counts as incomplete. A message whose
-// acknowledgement was lost comes again within it.
-const completeTimeout = indexAckWait + 500*time.Millisecond
-
-// complete waits until all that the stream holds now after a sequence is
-// indexed. A question that gets no answer, as when the connection is lost, is
-// asked again; an answer that does not know of the latest message stored by this
-// process comes from a server that is behind.
-func complete(ctx context.Context, b *bus.Bus, after uint64, latest *entry) bool {
-	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
-	defer cancel()
-	var last uint64
-	known := false
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		var err error
-		if !known {
-			last, err = lastSequence(ctx, b, latest)
-			known = err == nil
-		}
-		if known {
-			if last <= after {
-				return true
-			}
-			var done bool
-			if done, err = indexedTo(ctx, b, last); done {
-				return true
-			}
-		}
-		if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return false
-		}
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(pause):
-		}
-	}
-}
-
-func lastSequence(ctx context.Context, b *bus.Bus, latest *entry) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
-	defer cancel()
-	s, err := b.JetStream().Stream(ctx, b.Stream())
-	if err != nil {
-		return 0, err
-	}
-	info := s.CachedInfo()
-	if latest != nil && latest.Stream == info.Created.UnixNano() {
-		return max(info.State.LastSeq, latest.Sequence), nil
-	}
-	return info.State.LastSeq, nil
-}
-
-// indexedTo reports whether a sequence and all before it are indexed. It goes by
-// what is acknowledged: of what is pending, a leader that has just been elected
-// may not know yet.
-func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
-	defer cancel()
-	c, err := b.JetStream().Consumer(ctx, b.Stream(), IndexerName)
-	if err != nil {
-		return false, err
-	}
-	return c.CachedInfo().AckFloor.Stream >= last, nil
 }
 
 // digest reports whether a name has the form of normalize.Digest.

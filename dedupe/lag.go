@@ -1,0 +1,145 @@
+package dedupe
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/hookbus/bridge/bus"
+)
+
+// Lag is how far the index is behind the stream.
+type Lag struct {
+	Messages uint64
+	Oldest   time.Duration // age of the oldest message not yet indexed
+}
+
+type measured struct {
+	Lag
+	at       time.Time         // not later than the answers
+	consumer map[string]string // metadata of the consumer
+}
+
+// Lag returns how far the index was behind a few seconds ago.
+func (x *Indexer) Lag() Lag { return x.lag.Load().Lag }
+
+// indexed returns a time before which all that the stream holds was stored that was
+// indexed when the lag was measured; zero if that was not of this bucket.
+func (x *Indexer) indexed(st *bus.State) time.Time {
+	lag := x.lag.Load()
+	if !fills(lag.consumer, st) {
+		return time.Time{}
+	}
+	return lag.at.Add(-lag.Oldest)
+}
+
+// measureLag keeps the lag up to date, also while nothing is indexed.
+func (x *Indexer) measureLag(ctx context.Context) {
+	for ctx.Err() == nil {
+		at := time.Now()
+		if m, err := x.measure(ctx); err == nil {
+			m.at = at
+			x.lag.Store(&m)
+		}
+		wait(ctx, nil, measureLagEvery)
+	}
+}
+
+func (x *Indexer) measure(ctx context.Context) (m measured, err error) {
+	ctx, cancel := context.WithTimeout(ctx, measureLagEvery)
+	defer cancel()
+	js := x.bus.JetStream()
+	s, err := js.Stream(ctx, x.bus.Stream())
+	if err != nil {
+		return m, err
+	}
+	stream := s.CachedInfo()
+	x.dedupe.filter.window(stream.Config.Duplicates)
+	m.Messages = stream.State.Msgs // without a consumer
+	next := uint64(1)
+	switch c, err := js.Consumer(ctx, x.bus.Stream(), IndexerName); {
+	case err == nil:
+		info := c.CachedInfo()
+		m.Messages, next, m.consumer = info.NumPending+uint64(info.NumAckPending), info.AckFloor.Stream+1, info.Config.Metadata
+	case !errors.Is(err, jetstream.ErrConsumerNotFound):
+		return m, err
+	}
+	if m.Messages == 0 {
+		return m, nil
+	}
+	oldest, err := s.GetMsg(ctx, next, jetstream.WithGetMsgSubject(">"))
+	if err != nil {
+		return m, err
+	}
+	m.Oldest = max(0, time.Since(oldest.Time))
+	return m, nil
+}
+
+// completeTimeout is how long a request waits for the index to catch up, which
+// as a rule takes milliseconds, before it counts as incomplete. A message whose
+// acknowledgement was lost comes again within it.
+const completeTimeout = indexAckWait + 500*time.Millisecond
+
+// complete waits until all that the stream holds now after a sequence is
+// indexed. A question that gets no answer, as when the connection is lost, is
+// asked again; an answer that does not know of the latest message stored by this
+// process comes from a server that is behind.
+func complete(ctx context.Context, b *bus.Bus, after uint64, latest *entry) bool {
+	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
+	defer cancel()
+	var last uint64
+	known := false
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		var err error
+		if !known {
+			last, err = lastSequence(ctx, b, latest)
+			known = err == nil
+		}
+		if known {
+			if last <= after {
+				return true
+			}
+			var done bool
+			if done, err = indexedTo(ctx, b, last); done {
+				return true
+			}
+		}
+		if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
+	}
+}
+
+func lastSequence(ctx context.Context, b *bus.Bus, latest *entry) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
+	defer cancel()
+	s, err := b.JetStream().Stream(ctx, b.Stream())
+	if err != nil {
+		return 0, err
+	}
+	info := s.CachedInfo()
+	if latest != nil && latest.Stream == info.Created.UnixNano() {
+		return max(info.State.LastSeq, latest.Sequence), nil
+	}
+	return info.State.LastSeq, nil
+}
+
+// indexedTo reports whether a sequence and all before it are indexed. It goes by
+// what is acknowledged: of what is pending, a leader that has just been elected
+// may not know yet.
+func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
+	defer cancel()
+	c, err := b.JetStream().Consumer(ctx, b.Stream(), IndexerName)
+	if err != nil {
+		return false, err
+	}
+	return c.CachedInfo().AckFloor.Stream >= last, nil
+}
