@@ -120,7 +120,7 @@ func TestLagShowsThatThereIsNoConsumer(t *testing.T) {
 	}
 	b.index()
 	b.stores(screening("1"))
-	natstest.Eventually(t, 4*time.Second, "bridge_index_lag_messages says that the event is not indexed", func() bool {
+	b.eventually("bridge_index_lag_messages says that the event is not indexed", func() bool {
 		return b.metric("bridge_index_lag_messages") == 1
 	})
 }
@@ -139,7 +139,7 @@ func TestLagShowsThatThereIsNoBucket(t *testing.T) {
 	for n := range 3 {
 		b.stores(screening(fmt.Sprint(n + 2)))
 	}
-	natstest.Eventually(t, 4*time.Second, "bridge_index_lag_messages says that 3 events are not indexed", func() bool {
+	b.eventually("bridge_index_lag_messages says that 3 events are not indexed", func() bool {
 		return b.metric("bridge_index_lag_messages") == 3
 	})
 }
