@@ -37,7 +37,8 @@ const (
 	generationNames = 1 << 18
 	mostGenerations = 64   // 16 million names, 40 MiB
 	falsePositives  = 1e-4 // of one generation
-	filterBatch     = 500
+	filterBatch     = 1000
+	filterPause     = 5 * time.Millisecond // between batches
 	filterEvery     = time.Second
 	filterFullRetry = time.Hour
 	filterStuck     = 30 * time.Second
@@ -214,9 +215,12 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 		}
 		if len(kept) > 0 {
 			wait(ctx, nil, filterEvery)
-		} else if time.Since(moved) > filterStuck {
+			continue
+		}
+		if time.Since(moved) > filterStuck {
 			return errBehind
 		}
+		wait(ctx, nil, filterPause)
 	}
 	return nil
 }

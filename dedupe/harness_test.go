@@ -365,17 +365,21 @@ func (b *bridge) indexed() {
 	})
 }
 
-// consumer describes the indexer's consumer; nil if there is none.
+// consumer describes the indexer's consumer; nil if there is none. A cluster on a
+// busy machine may need more than one question.
 func (b *bridge) consumer() *jetstream.ConsumerInfo {
 	b.t.Helper()
-	c, err := b.js.Consumer(b.t.Context(), b.bus.Stream(), dedupe.IndexerName)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil
+	for deadline := time.Now().Add(within); ; {
+		c, err := b.js.Consumer(b.t.Context(), b.bus.Stream(), dedupe.IndexerName)
+		switch {
+		case err == nil:
+			return c.CachedInfo()
+		case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
+			return nil
+		case time.Now().After(deadline):
+			b.t.Fatal(err)
+		}
 	}
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return c.CachedInfo()
 }
 
 func (b *bridge) deleteStream(name string) {
