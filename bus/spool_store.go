@@ -25,9 +25,13 @@ type spoolStore struct {
 	stream jetstream.Stream    // reads and removes
 }
 
+// storeTimeout is for what is lost or hangs for good. Who uses the store has
+// timeouts of its own, which do not run while the process stands still: these do.
+const storeTimeout = time.Minute
+
 // connect returns JetStream over a connection of its own.
 func (st *spoolStore) connect(log *slog.Logger) (jetstream.JetStream, error) {
-	nc, err := nats.Connect("", nats.InProcessServer(st.server), nats.Name("spool"), nats.NoReconnect(), nats.FlusherTimeout(time.Second),
+	nc, err := nats.Connect("", nats.InProcessServer(st.server), nats.Name("spool"), nats.NoReconnect(), nats.FlusherTimeout(storeTimeout),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			log.Warn("NATS client error", "component", "spool", "error", err)
 		}))
@@ -35,9 +39,7 @@ func (st *spoolStore) connect(log *slog.Logger) (jetstream.JetStream, error) {
 		return nil, err
 	}
 	st.conns = append(st.conns, nc)
-	// Who uses it has timeouts of its own, see withTimeout; these only forget what
-	// was lost.
-	return jetstream.New(nc, jetstream.WithDefaultTimeout(time.Minute), jetstream.WithPublishAsyncTimeout(time.Minute), jetstream.WithPublishAsyncMaxPending(1<<16))
+	return jetstream.New(nc, jetstream.WithDefaultTimeout(storeTimeout), jetstream.WithPublishAsyncTimeout(storeTimeout), jetstream.WithPublishAsyncMaxPending(1<<16))
 }
 
 func (st *spoolStore) close() {
