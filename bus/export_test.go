@@ -70,6 +70,11 @@ func (b *Bus) HoldGroup() (waiting func() int, release func()) {
 	}
 }
 
+// HoldBucket does the same for what is put into the bucket.
+func (b *Bus) HoldBucket() (waiting func() int, release func()) {
+	return (&Bus{group: b.bucketGroup}).HoldGroup()
+}
+
 // GroupAlways has a batch stored of whatever waits.
 func (b *Bus) GroupAlways() {
 	_, release := b.HoldGroup()

@@ -17,11 +17,7 @@ import (
 // A disk that is full in the middle of a batch leaves messages that the server
 // delivers, and calls duplicates, without having synced them.
 func TestGroupOnAFullDisk(t *testing.T) {
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
-		t.Skipf("no file system can be mounted here: %v", err)
-	}
-	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	dir := smallDisk(t)
 	cfg := embedded(t)
 	cfg.DataDir, cfg.PublishTimeout = filepath.Join(dir, "data"), 900*time.Millisecond
 	events := sizedEvents(t, 100, 10_000)

@@ -14,13 +14,21 @@ import (
 	"github.com/hookbus/bridge/internal/natstest"
 )
 
-// A full disk is said, loses nothing, and passes when there is room again.
-func TestSpoolOnAFullDisk(t *testing.T) {
+// smallDisk returns a directory on a file system of 8 MiB of its own, which only
+// root can mount.
+func smallDisk(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
 		t.Skipf("no file system can be mounted here: %v", err)
 	}
 	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	return dir
+}
+
+// A full disk is said, loses nothing, and passes when there is room again.
+func TestSpoolOnAFullDisk(t *testing.T) {
+	dir := smallDisk(t)
 	cfg := spoolConfig(filepath.Join(dir, "spool"))
 	s := openSpool(t, cfg)
 	defer s.Close()
@@ -79,11 +87,7 @@ func TestSpoolOnAFullDisk(t *testing.T) {
 
 // A spool that has filled its own disk is emptied all the same.
 func TestSpoolThatFilledItsDisk(t *testing.T) {
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
-		t.Skipf("no file system can be mounted here: %v", err)
-	}
-	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	dir := smallDisk(t)
 	s := openSpool(t, spoolConfig(filepath.Join(dir, "spool")))
 	defer s.Close()
 	stored := 0

@@ -141,8 +141,8 @@ func (x *Indexer) follow(ctx context.Context) {
 }
 
 // watch follows the bucket, from its begin, until ctx ends, the state changes or
-// following fails. When it has caught up for the first time, it keeps names back for a quarter of
-// the duplicate window: until then their copies are the stream's.
+// following fails. When it has caught up for the first time, it keeps names back
+// for a quarter of the duplicate window: until then their copies are the stream's.
 func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 	f := &x.dedupe.filter
 	f.empty()
