@@ -48,6 +48,7 @@ type Deduper struct {
 	// complete waits a moment until all that the stream held at the call after
 	// a sequence is indexed, and reports whether it is.
 	complete func(ctx context.Context, after uint64) bool
+	hurry    chan struct{} // what the indexer would let gather is waited for
 	// holds reports whether the stream has, or has had, the message of that id at
 	// that sequence.
 	holds   func(ctx context.Context, sequence uint64, id string) (bool, error)
@@ -69,6 +70,7 @@ func New(b *bus.Bus, w Windows, reg prometheus.Registerer) (*Deduper, error) {
 		holds:          b.Holds,
 		windows:        w,
 		looks:          make(chan struct{}, 32),
+		hurry:          make(chan struct{}, 1),
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bridge_dedupe_errors_total",
 			Help: "Reads and writes of the dedupe bucket that failed; the stream's duplicate window protects meanwhile.",
@@ -78,7 +80,7 @@ func New(b *bus.Bus, w Windows, reg prometheus.Registerer) (*Deduper, error) {
 			Help: "Events known to be new without a read of the dedupe bucket.",
 		}),
 	}
-	d.complete = func(ctx context.Context, after uint64) bool { return complete(ctx, b, after, d.latest.Load()) }
+	d.complete = func(ctx context.Context, after uint64) bool { return complete(ctx, b, after, d.latest.Load(), d.hurry) }
 	return d, errors.Join(reg.Register(d.errors), reg.Register(d.unread))
 }
 

@@ -38,7 +38,7 @@ const (
 	mostGenerations = 64   // 16 million names, 40 MiB
 	falsePositives  = 1e-4 // of one generation
 	filterBatch     = 1000
-	filterPause     = 5 * time.Millisecond // between batches
+	filterPause     = 250 * time.Millisecond // between batches that are not full
 	filterEvery     = time.Second
 	filterFullRetry = time.Hour
 	filterStuck     = 30 * time.Second
@@ -185,12 +185,13 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 	}
 	caughtUp, moved := false, time.Now()
 	for ctx.Err() == nil {
+		full := false
 		if len(kept) == 0 {
 			if kept, err = fetch(ctx, c, subjects, &next); err != nil {
 				return err
 			}
 			if len(kept) > 0 {
-				moved = time.Now()
+				moved, full = time.Now(), len(kept) == filterBatch
 			}
 		}
 		for len(kept) > 0 && (!caughtUp || time.Since(kept[0].written) > keep || time.Since(moved) > keep) {
@@ -220,20 +221,17 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 		if time.Since(moved) > filterStuck {
 			return errBehind
 		}
-		wait(ctx, nil, filterPause)
+		if !full {
+			wait(ctx, nil, filterPause)
+		}
 	}
 	return nil
 }
 
-// fetch waits a moment for the next names in the bucket.
+// fetch returns the next names in the bucket; it waits a moment for the first.
 func fetch(ctx context.Context, c jetstream.Consumer, subjects string, next *uint64) (names []named, err error) {
-	ctx, cancel := context.WithTimeout(ctx, filterEvery)
-	defer cancel()
-	batch, err := c.Fetch(filterBatch, jetstream.FetchContext(ctx))
-	if err != nil {
-		return nil, err
-	}
-	for msg := range batch.Messages() {
+	msgs, err := take(ctx, c, filterBatch, filterEvery)
+	for _, msg := range msgs {
 		meta, err := msg.Metadata()
 		if err != nil {
 			return nil, err
@@ -244,7 +242,7 @@ func fetch(ctx context.Context, c jetstream.Consumer, subjects string, next *uin
 		*next++
 		names = append(names, named{strings.TrimPrefix(msg.Subject(), subjects), meta.Sequence.Stream, meta.Timestamp})
 	}
-	return names, batch.Error()
+	return names, err
 }
 
 // named is a name in the bucket.

@@ -78,13 +78,13 @@ func incarnations(st *bus.State) (bucket, stream string) {
 }
 
 const (
-	indexWorkers    = 4
-	indexBatch      = 64  // messages that a worker takes at once
-	indexPending    = 256 // messages delivered and not acknowledged
+	indexWorkers    = 2
+	indexBatch      = 128                       // messages that a worker takes at once
+	indexPending    = indexWorkers * indexBatch // messages delivered and not acknowledged
+	indexPause      = 50 * time.Millisecond
+	indexWait       = 5 * time.Second
 	indexAckWait    = 3 * time.Second
 	indexRetry      = 250 * time.Millisecond
-	indexHeartbeat  = 500 * time.Millisecond // after two without one the consumer is looked for again
-	drainTimeout    = time.Second
 	measureLagEvery = 2 * time.Second
 	staleFor        = 5 * time.Second // streams and bucket are looked at again each second meanwhile
 )
@@ -92,8 +92,7 @@ const (
 // errStale: streams or bucket have changed since the bus looked at them.
 var errStale = errors.New("dedupe: stream or bucket has changed")
 
-// Run indexes until ctx ends; messages begun are finished, those fetched are
-// given back. It makes the consumer where it is missing, and makes it anew, to
+// Run indexes until ctx ends; messages begun are finished. It makes the consumer where it is missing, and makes it anew, to
 // start one dedupe window ago, where the bucket is another than the consumer
 // has filled.
 func (x *Indexer) Run(ctx context.Context) {
@@ -139,53 +138,67 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 	if !s.CachedInfo().Created.Equal(st.StreamCreated) {
 		return errStale
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(indexPending), jetstream.PullHeartbeat(indexHeartbeat), jetstream.PullExpiry(5*time.Second))
-	if err != nil {
-		return err
-	}
-	next, giveUp := context.WithCancel(context.WithoutCancel(ctx))
-	defer giveUp()
 	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	defer cancel()
-	defer close(ended)
-	wg.Go(func() {
+	go func() {
 		select {
-		case <-ended:
-			messages.Stop()
-			return
 		case <-ctx.Done():
 		case <-st.Changed():
 			cancel()
 		}
-		messages.Drain() // what was fetched still comes; not without a connection
-		wait(context.Background(), ended, drainTimeout)
-		giveUp()
-	})
-	work := make(chan jetstream.Msg, indexBatch)
-	defer close(work)
-	for range indexWorkers {
+	}()
+	var wg sync.WaitGroup
+	errs := make([]error, indexWorkers)
+	for i := range errs {
 		wg.Go(func() {
-			for msg := range work {
-				x.handle(batch(msg, work), st)
-			}
+			defer cancel()
+			errs[i] = x.work(ctx, consumer, st)
 		})
 	}
-	for {
-		msg, err := messages.Next(jetstream.NextContext(next))
-		switch {
-		case errors.Is(err, jetstream.ErrMsgIteratorClosed), errors.Is(err, context.Canceled):
-			return nil
-		case err != nil:
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// work indexes what comes until ctx ends or the consumer fails. What has not come
+// in great numbers is left to gather for a moment: it is the stream's to recognise
+// meanwhile.
+func (x *Indexer) work(ctx context.Context, consumer jetstream.Consumer, st *bus.State) error {
+	for ctx.Err() == nil {
+		msgs, err := take(ctx, consumer, indexBatch, indexWait)
+		if len(msgs) > 0 {
+			x.handle(msgs, st)
+		}
+		if err != nil {
 			return err
-		case ctx.Err() != nil:
-			msg.Nak() // for the next indexer, at once
-		default:
-			work <- msg
+		}
+		if len(msgs) < indexBatch/2 {
+			wait(ctx, x.dedupe.hurry, indexPause)
 		}
 	}
+	return nil
+}
+
+// take returns the messages that a consumer has, at most so many; if it has none,
+// the next one, if that comes in time.
+func take(ctx context.Context, c jetstream.Consumer, most int, patience time.Duration) ([]jetstream.Msg, error) {
+	batch, err := c.FetchNoWait(most)
+	if err != nil {
+		return nil, err
+	}
+	msgs := collect(batch)
+	if len(msgs) > 0 || batch.Error() != nil {
+		return msgs, batch.Error()
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if batch, err = c.Fetch(1, jetstream.FetchContext(ctx)); err != nil {
+		return nil, err
+	}
+	msgs, err = collect(batch), batch.Error()
+	if ctx.Err() != nil {
+		err = nil
+	}
+	return msgs, err
 }
 
 // consumer returns the consumer that fills the bucket of this state.
@@ -244,19 +257,9 @@ func after(text string, t time.Time) bool {
 	return err == nil && at.After(t)
 }
 
-// batch returns the message and those that wait behind it.
-func batch(msg jetstream.Msg, work <-chan jetstream.Msg) []jetstream.Msg {
-	msgs := []jetstream.Msg{msg}
-	for len(msgs) < indexBatch {
-		select {
-		case msg, ok := <-work:
-			if !ok {
-				return msgs
-			}
-			msgs = append(msgs, msg)
-		default:
-			return msgs
-		}
+func collect(batch jetstream.MessageBatch) (msgs []jetstream.Msg) {
+	for msg := range batch.Messages() {
+		msgs = append(msgs, msg)
 	}
 	return msgs
 }

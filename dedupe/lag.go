@@ -85,8 +85,9 @@ const completeTimeout = indexAckWait + 500*time.Millisecond
 // complete waits until all that the stream holds now after a sequence is
 // indexed. A question that gets no answer, as when the connection is lost, is
 // asked again; an answer that does not know of the latest message stored by this
-// process comes from a server that is behind.
-func complete(ctx context.Context, b *bus.Bus, after uint64, latest *entry) bool {
+// process comes from a server that is behind. This process's indexer is told to
+// hurry.
+func complete(ctx context.Context, b *bus.Bus, after uint64, latest *entry, hurry chan<- struct{}) bool {
 	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
 	defer cancel()
 	var last uint64
@@ -104,6 +105,10 @@ func complete(ctx context.Context, b *bus.Bus, after uint64, latest *entry) bool
 			var done bool
 			if done, err = indexedTo(ctx, b, last); done {
 				return true
+			}
+			select {
+			case hurry <- struct{}{}:
+			default:
 			}
 		}
 		if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrConsumerNotFound) {
