@@ -51,7 +51,7 @@ BENCH          ?= .
 BENCH_COUNT    ?= 6
 BENCH_PACKAGES ?= ./...
 
-bench: ## Measure the bridge beside two references and NATS, for half an hour; BENCH_ARGS=-help says more
+bench: ## Measure the bridge beside three references and NATS, for half an hour; BENCH_ARGS=-help says more
 	go run ./bench $(BENCH_ARGS)
 
 microbench: ## Run all benchmarks of single stages

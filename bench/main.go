@@ -1,6 +1,7 @@
-// Command bench measures the bridge beside two references, in one run: a handler
-// that only reads, verifies and answers, and the least one that also publishes
-// with a message id and waits for the acknowledgement. All of them, the NATS
+// Command bench measures the bridge beside three references, in one run: a handler
+// that only reads, verifies and answers; the least one that also publishes with a
+// message id and waits for the acknowledgement; and that one with a read of a
+// bucket before, and a write after that. All of them, the NATS
 // server and the load generator share this machine, which others may use too: the
 // rounds are interleaved, and what counts is the ratio of the medians.
 //
@@ -37,12 +38,13 @@ var (
 	output      = flag.String("json", "", "file for the results")
 	serveMode   = flag.String("reference", "", "serve as a reference on this address; for the program itself")
 	serveNATS   = flag.String("nats", "", "NATS server of the reference")
+	serveBucket = flag.Bool("bucket", false, "the reference reads and writes a bucket, too")
 )
 
 func main() {
 	flag.Parse()
 	if *serveMode != "" {
-		fmt.Fprintln(os.Stderr, reference(*serveMode, *serveNATS))
+		fmt.Fprintln(os.Stderr, reference(*serveMode, *serveNATS, *serveBucket))
 		os.Exit(1)
 	}
 	if err := run(); err != nil {
@@ -130,6 +132,9 @@ func measure(setup, dir, bridge, natsServer string) ([]row, error) {
 	err = eventually("the reference's stream", func() error {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
+		if _, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: referenceStream, Replicas: n}); err != nil {
+			return err
+		}
 		_, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{Name: referenceStream, Subjects: []string{referenceStream + ".>"}, Replicas: n, Duplicates: 10 * time.Minute, AllowDirect: true})
 		return err
 	})
@@ -155,7 +160,7 @@ func measure(setup, dir, bridge, natsServer string) ([]row, error) {
 		}
 		return p, err
 	}
-	var addrs [5]string
+	var addrs [6]string
 	for i := range addrs {
 		if addrs[i], err = freeAddr(); err != nil {
 			return nil, err
@@ -166,6 +171,10 @@ func measure(setup, dir, bridge, natsServer string) ([]row, error) {
 		return nil, err
 	}
 	publish, err := program(self, []string{"SECRET=" + secret}, "-reference", addrs[1], "-nats", strings.Join(urls, ","))
+	if err != nil {
+		return nil, err
+	}
+	recognise, err := program(self, []string{"SECRET=" + secret}, "-reference", addrs[5], "-nats", strings.Join(urls, ","), "-bucket")
 	if err != nil {
 		return nil, err
 	}
@@ -200,6 +209,7 @@ func measure(setup, dir, bridge, natsServer string) ([]row, error) {
 	systems := []system{
 		{name: "verify only", addr: addrs[0], process: verify, traffic: named},
 		{name: "publish only", addr: addrs[1], process: publish, traffic: named},
+		{name: "publish, read and mark", addr: addrs[5], process: recognise, traffic: named},
 		{name: "bridge, " + named.name, addr: addrs[2], process: b, traffic: named, bridge: true},
 		{name: "bridge, " + copies10.name, addr: addrs[2], process: b, traffic: copies10, bridge: true},
 		{name: "bridge, " + copies50.name, addr: addrs[2], process: b, traffic: copies50, bridge: true},

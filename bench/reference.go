@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,14 +19,16 @@ import (
 
 // reference is what the bridge is compared with: the least Go code that reads,
 // verifies and answers and, if there is a NATS server, publishes with a message
-// id and waits for the acknowledgement.
-func reference(addr, url string) error {
+// id and waits for the acknowledgement. If it recognises, too, it reads the id
+// from a bucket before, and writes it after that.
+func reference(addr, url string, recognises bool) error {
 	p, _ := normalize.ByName(named.provider)
 	verifier, err := p.Scheme.NewVerifier([]string{os.Getenv("SECRET")}, time.Hour)
 	if err != nil {
 		return err
 	}
 	var js jetstream.JetStream
+	var bucket jetstream.KeyValue
 	if url != "" {
 		nc, err := nats.Connect(url)
 		if err != nil {
@@ -33,6 +36,11 @@ func reference(addr, url string) error {
 		}
 		if js, err = jetstream.New(nc); err != nil {
 			return err
+		}
+		if recognises {
+			if bucket, err = js.KeyValue(context.Background(), referenceStream); err != nil {
+				return err
+			}
 		}
 	}
 	answer := []byte(`{"result":"accepted","id":"5832f0ea4a798419422781005c697a84a7b1c2d3e4f5061728394a5b6c7d8e9f"}`)
@@ -47,10 +55,9 @@ func reference(addr, url string) error {
 			return
 		}
 		if js != nil {
-			sum := sha256.Sum256(body)
 			ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 			defer cancel()
-			if _, err := js.Publish(ctx, referenceStream+".event", body, jetstream.WithMsgID(hex.EncodeToString(sum[:]))); err != nil {
+			if err := store(ctx, js, bucket, body); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				http.Error(w, "", http.StatusServiceUnavailable)
 				return
@@ -62,5 +69,20 @@ func reference(addr, url string) error {
 	return server.ListenAndServe()
 }
 
-// referenceStream is also its subject.
+func store(ctx context.Context, js jetstream.JetStream, bucket jetstream.KeyValue, body []byte) error {
+	sum := sha256.Sum256(body)
+	id := hex.EncodeToString(sum[:])
+	if bucket != nil {
+		if _, err := bucket.Get(ctx, id); !errors.Is(err, jetstream.ErrKeyNotFound) {
+			return err
+		}
+	}
+	_, err := js.Publish(ctx, referenceStream+".event", body, jetstream.WithMsgID(id))
+	if err == nil && bucket != nil {
+		_, err = bucket.Put(ctx, id, nil)
+	}
+	return err
+}
+
+// referenceStream is also its subject, and its bucket.
 const referenceStream = "REFERENCE"

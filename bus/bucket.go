@@ -45,7 +45,7 @@ func (b *Bus) Put(ctx context.Context, entries ...Entry) (err error) {
 	}
 	acks := make([]jetstream.PubAckFuture, len(messages))
 	for i, msg := range messages {
-		if acks[i], err = b.js.PublishMsgAsync(msg, jetstream.WithRetryAttempts(0)); err != nil {
+		if acks[i], err = b.js.PublishMsgAsync(msg, once); err != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 	}

@@ -141,7 +141,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 			return b.attempt(ctx, msg, time.Now().Add(cfg.PublishTimeout)) // ctx ends before
 		})
 		b.bucketGroup = newGroup(b.js, cfg.PublishTimeout/3, func(ctx context.Context, msg *nats.Msg) (*jetstream.PubAck, error) {
-			return b.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
+			return b.js.PublishMsg(ctx, msg, once)
 		})
 	}
 	return b, nil

@@ -106,6 +106,9 @@ func (b *Bus) checkBodies(ctx context.Context, st *State, stream, quarantine *je
 // tooLarge reports whether a message was refused for its size: by the client,
 // which knows the server's limit, or by the stream.
 func tooLarge(err error) bool {
+	if err == nil {
+		return false
+	}
 	var api *jetstream.APIError
 	return errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == errMessageTooLarge
 }

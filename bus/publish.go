@@ -113,6 +113,9 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, e
 	}
 }
 
+// once is for publishing without the client's own attempts after the first.
+var once = jetstream.WithRetryAttempts(0)
+
 // attempt publishes once and waits a third of the publish timeout: an
 // acknowledgement that has not come by then is lost, or its stream is without
 // a leader.
@@ -122,5 +125,5 @@ func (b *Bus) attempt(ctx context.Context, msg *nats.Msg, end time.Time) (*jetst
 	}
 	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
-	return b.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
+	return b.js.PublishMsg(ctx, msg, once)
 }

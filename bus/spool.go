@@ -228,7 +228,7 @@ func (s *Spool) write(ctx context.Context, item Spooled) error {
 	msg, received, err := item.encode(s.newest)
 	var future jetstream.PubAckFuture
 	if err == nil {
-		if future, err = s.store.js.PublishMsgAsync(msg, jetstream.WithRetryAttempts(0)); err == nil {
+		if future, err = s.store.js.PublishMsgAsync(msg, once); err == nil {
 			s.newest = received
 		}
 	}

@@ -54,12 +54,10 @@ func (s *Schemas) check(e *normalize.Event) error {
 	if s == nil {
 		return nil
 	}
-	path, known := schemas.Path(e.Provider, e.Kind)
-	if !known {
-		return nil
-	}
 	if s.base != "" {
-		e.CloudEvent.SetDataSchema(s.base + "/schemas/" + path)
+		if path, known := schemas.Path(e.Provider, e.Kind); known {
+			e.CloudEvent.SetDataSchema(s.base + "/schemas/" + path)
+		}
 	}
 	if s.mode == SchemaOff || s.validator.Fits(e.Provider, e.Kind, e.CloudEvent.Data()) {
 		return nil

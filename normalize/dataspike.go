@@ -41,17 +41,15 @@ func mapDataspike(body []byte, o rawjson.Object) (mapping, error) {
 		applicant = payload.Text("applicant_id")
 	)
 	m := mapping{
-		kind:    strings.ToLower(eventType),
-		subject: applicant,
-		time:    timestamp,
-		extensions: map[string]string{
-			"providereventid": id,
-			"externalid":      payload.Text("external_id"),
-			"risk":            oneOf(payload.Object("risk_score").Str("type"), "low", "medium", "high", "critical"),
-		},
+		kind:       strings.ToLower(eventType),
+		subject:    applicant,
+		time:       timestamp,
+		eventID:    id,
+		externalID: payload.Text("external_id"),
+		risk:       oneOf(payload.Object("risk_score").Str("type"), "low", "medium", "high", "critical"),
 	}
 	if m.kind == "docver" {
-		m.extensions["outcome"] = dataspikeOutcome[payload.Str("status")]
+		m.outcome = dataspikeOutcome[payload.Str("status")]
 	}
 	// The current documentation's sample has one placeholder as id, webhook_id
 	// and applicant_id: an id that names the subscription does not name the

@@ -65,10 +65,8 @@ func mapDfns(_ []byte, o rawjson.Object) (mapping, error) {
 		kind:    kind,
 		subject: entity,
 		time:    date,
-		extensions: map[string]string{
-			"providereventid": id,
-			"outcome":         dfnsOutcome[kind[strings.LastIndexByte(kind, '.')+1:]],
-		},
+		eventID: id,
+		outcome: dfnsOutcome[kind[strings.LastIndexByte(kind, '.')+1:]],
 	}
 	if n, err := strconv.ParseInt(o.Text("deliveryAttempt"), 10, 32); err == nil {
 		m.attempt = int32(n)

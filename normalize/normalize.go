@@ -66,16 +66,21 @@ func (e *Event) Subject(prefix string) string {
 	return Subject(prefix, e.Provider, e.Kind)
 }
 
-// mapping is what a provider's file reads from a body.
+// mapping is what a provider's file reads from a body. What is empty is left out.
 type mapping struct {
-	kind       string
-	source     string // absolute URI; the provider's Source if empty
-	subject    string
-	time       string // as sent; empty where the provider sends none
-	basis      string // dedupbasis: "id", "content" or "state"
-	identity   Identity
-	attempt    int32             // 0: absent
-	extensions map[string]string // empty values are left out
+	kind     string
+	source   string // absolute URI; the provider's Source if empty
+	subject  string
+	time     string // as sent
+	basis    string // dedupbasis: "id", "content" or "state"
+	identity Identity
+
+	eventID    string // the provider's own
+	externalID string
+	requestID  string
+	attempt    int32
+	outcome    string
+	risk       string
 }
 
 // Event maps a verified body, received at the given time, to an event.
@@ -123,9 +128,11 @@ func (p Provider) Event(body []byte, received time.Time) (*Event, error) {
 	if m.attempt > 0 {
 		ce.SetExtension("attempt", m.attempt)
 	}
-	for name, value := range m.extensions {
-		if value != "" && attributeText(value) {
-			ce.SetExtension(name, value)
+	for _, extension := range [...]struct{ name, value string }{
+		{"providereventid", m.eventID}, {"externalid", m.externalID}, {"requestid", m.requestID}, {"outcome", m.outcome}, {"risk", m.risk},
+	} {
+		if extension.value != "" && attributeText(extension.value) {
+			ce.SetExtension(extension.name, extension.value)
 		}
 	}
 	if err := ce.SetData(event.ApplicationJSON, body); err != nil {

@@ -44,10 +44,8 @@ func mapOsapher(body []byte, o rawjson.Object) (mapping, error) {
 		kind:    event,
 		subject: entity,
 		time:    timestamp,
-		extensions: map[string]string{
-			"outcome": osapherOutcome[data.Str("status")],
-			"risk":    oneOf(data.Str("fractureRisk"), "low", "medium", "high", "critical"),
-		},
+		outcome: osapherOutcome[data.Str("status")],
+		risk:    oneOf(data.Str("fractureRisk"), "low", "medium", "high", "critical"),
 	}
 	// There is no event id. One verification may fire two events with one
 	// time, and the bulk pipeline may finish two entities in one millisecond.

@@ -46,11 +46,9 @@ func mapTrusthub(_ []byte, o rawjson.Object) (mapping, error) {
 		basis:   "state",
 		// The order of the fields varies, so the body is no identity. A reviewer
 		// may go from approved to rejected and back.
-		identity: stateOf("trusthub", status, project, session),
-		extensions: map[string]string{
-			"externalid": o.Text("externalId"),
-			"outcome":    trusthubOutcome(strings.ToUpper(status)),
-		},
+		identity:   stateOf("trusthub", status, project, session),
+		externalID: o.Text("externalId"),
+		outcome:    trusthubOutcome(strings.ToUpper(status)),
 	}
 	m.identity.Transition = true
 	return m, nil

@@ -42,13 +42,11 @@ func mapWaldo(body []byte, o rawjson.Object) (mapping, error) {
 		content    = rawjson.Compact(body)
 	)
 	m := mapping{
-		kind:    event,
-		subject: customer,
-		extensions: map[string]string{
-			"externalid": o.Text("externalId"),
-			"requestid":  request,
-			"outcome":    waldoOutcome[o.Object("validation").Str("status")],
-		},
+		kind:       event,
+		subject:    customer,
+		externalID: o.Text("externalId"),
+		requestID:  request,
+		outcome:    waldoOutcome[o.Object("validation").Str("status")],
 	}
 	for _, word := range []string{evaluation.Str("type"), evaluation.Str("status")} {
 		if word != "" {

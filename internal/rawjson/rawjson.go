@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"iter"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -176,14 +177,21 @@ func Unquote(raw []byte) string {
 // Compact removes the white space between tokens; literals and the order of names
 // stay as sent.
 func Compact(raw []byte) string {
-	b := make([]byte, 0, len(raw))
-	for i := space(raw, 0); i < len(raw); i = space(raw, i) {
-		end := i + 1
-		if raw[i] == '"' {
-			end = closing(raw, end) + 1
+	var b strings.Builder
+	b.Grow(len(raw))
+	done := 0
+	for i := 0; i < len(raw); {
+		switch raw[i] {
+		case '"':
+			i = closing(raw, i+1) + 1
+		case ' ', '\n', '\t', '\r':
+			b.Write(raw[done:i])
+			i = space(raw, i)
+			done = i
+		default:
+			i++
 		}
-		b = append(b, raw[i:end]...)
-		i = end
 	}
-	return string(b)
+	b.Write(raw[done:])
+	return b.String()
 }
