@@ -380,12 +380,16 @@ func (m *meter) cpu(s system) (u used, err error) {
 func (m *meter) indexed() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	c, err := m.js.Consumer(ctx, "WEBHOOKS", "bridge-indexer")
+	s, err := m.js.Stream(ctx, "WEBHOOKS")
 	if err != nil {
 		return err
 	}
-	if info := c.CachedInfo(); info.NumPending > 0 || info.NumAckPending > 0 {
-		return fmt.Errorf("%d behind", info.NumPending+uint64(info.NumAckPending))
+	c, err := s.Consumer(ctx, "bridge-indexer")
+	if err != nil {
+		return err
+	}
+	if last, done := s.CachedInfo().State.LastSeq, c.CachedInfo().AckFloor.Stream; done < last {
+		return fmt.Errorf("%d behind", last-done)
 	}
 	return nil
 }

@@ -230,7 +230,7 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 
 // fetch returns the next names in the bucket; it waits a moment for the first.
 func fetch(ctx context.Context, c jetstream.Consumer, subjects string, next *uint64) (names []named, err error) {
-	msgs, err := take(ctx, c, filterBatch, filterEvery)
+	msgs, err := take(ctx, c, filterBatch)
 	for _, msg := range msgs {
 		meta, err := msg.Metadata()
 		if err != nil {

@@ -359,9 +359,13 @@ func (b *bridge) wantNames(body body, id string) {
 // indexed returns when the indexer has acknowledged all that is stored.
 func (b *bridge) indexed() {
 	b.t.Helper()
-	b.eventually("all is indexed", func() bool {
-		info := b.consumer()
-		return info != nil && info.NumPending == 0 && info.NumAckPending == 0
+	b.indexedWithin(within)
+}
+
+func (b *bridge) indexedWithin(d time.Duration) {
+	b.t.Helper()
+	natstest.Eventually(b.t, d, "all is indexed", func() bool {
+		return natstest.CaughtUp(b.t.Context(), b.js, b.bus.Stream(), dedupe.IndexerName)
 	})
 }
 

@@ -81,8 +81,7 @@ const (
 	indexWorkers    = 2
 	indexBatch      = 128                       // messages that a worker takes at once
 	indexPending    = indexWorkers * indexBatch // messages delivered and not acknowledged
-	indexPause      = 50 * time.Millisecond
-	indexWait       = 5 * time.Second
+	indexPause      = 50 * time.Millisecond     // between batches that are far from full
 	indexAckWait    = 3 * time.Second
 	indexRetry      = 250 * time.Millisecond
 	measureLagEvery = 2 * time.Second
@@ -92,9 +91,9 @@ const (
 // errStale: streams or bucket have changed since the bus looked at them.
 var errStale = errors.New("dedupe: stream or bucket has changed")
 
-// Run indexes until ctx ends; messages begun are finished. It makes the consumer where it is missing, and makes it anew, to
-// start one dedupe window ago, where the bucket is another than the consumer
-// has filled.
+// Run indexes until ctx ends; what was begun is finished. It makes the consumer
+// where it is missing, and makes it anew, to start one dedupe window ago, where the
+// bucket is another than the consumer has filled.
 func (x *Indexer) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -159,12 +158,12 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 	return errors.Join(errs...)
 }
 
-// work indexes what comes until ctx ends or the consumer fails. What has not come
-// in great numbers is left to gather for a moment: it is the stream's to recognise
-// meanwhile.
+// work indexes what comes until ctx ends or the consumer fails. Where little comes,
+// it is left to gather for a moment instead of waking all concerned for each event:
+// the stream knows it meanwhile.
 func (x *Indexer) work(ctx context.Context, consumer jetstream.Consumer, st *bus.State) error {
 	for ctx.Err() == nil {
-		msgs, err := take(ctx, consumer, indexBatch, indexWait)
+		msgs, err := take(ctx, consumer, indexBatch)
 		if len(msgs) > 0 {
 			x.handle(msgs, st)
 		}
@@ -178,9 +177,12 @@ func (x *Indexer) work(ctx context.Context, consumer jetstream.Consumer, st *bus
 	return nil
 }
 
+// takeWait is short, since a request to a server that dies is answered by nobody.
+const takeWait = time.Second
+
 // take returns the messages that a consumer has, at most so many; if it has none,
-// the next one, if that comes in time.
-func take(ctx context.Context, c jetstream.Consumer, most int, patience time.Duration) ([]jetstream.Msg, error) {
+// the next one, if that comes soon.
+func take(ctx context.Context, c jetstream.Consumer, most int) ([]jetstream.Msg, error) {
 	batch, err := c.FetchNoWait(most)
 	if err != nil {
 		return nil, err
@@ -189,7 +191,7 @@ func take(ctx context.Context, c jetstream.Consumer, most int, patience time.Dur
 	if len(msgs) > 0 || batch.Error() != nil {
 		return msgs, batch.Error()
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, takeWait)
 	defer cancel()
 	if batch, err = c.Fetch(1, jetstream.FetchContext(ctx)); err != nil {
 		return nil, err

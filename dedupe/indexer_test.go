@@ -74,10 +74,7 @@ func TestIndexerPassesOverInvalidNames(t *testing.T) {
 		}
 	}
 	b.stores(screening("1"))
-	natstest.Eventually(t, 5*time.Second, "all is indexed", func() bool {
-		c := b.consumer()
-		return c != nil && c.NumPending == 0 && c.NumAckPending == 0
-	})
+	b.indexedWithin(5 * time.Second)
 }
 
 // The bucket takes nothing, so that what is stored waits for the indexer.
@@ -153,10 +150,7 @@ func TestIndexerNeedsNoQuarantine(t *testing.T) {
 	b.eventually("the bus has seen it", func() bool { return !b.bus.State().Ready() })
 	b.index()
 	b.stores(screening("1"))
-	natstest.Eventually(t, 4*time.Second, "all is indexed", func() bool {
-		c := b.consumer()
-		return c != nil && c.NumPending == 0 && c.NumAckPending == 0
-	})
+	b.indexedWithin(4 * time.Second)
 }
 
 func TestDeletedConsumerIsRecreated(t *testing.T) {
@@ -226,10 +220,7 @@ func TestIndexerTakesOverAtOnce(t *testing.T) {
 	})
 	stop()
 	b.index()
-	natstest.Eventually(t, 5*time.Second, "the next indexer has done the rest", func() bool {
-		c := b.consumer()
-		return c.NumPending == 0 && c.NumAckPending == 0
-	})
+	b.indexedWithin(5 * time.Second)
 }
 
 // An index is filled from one dedupe window ago.

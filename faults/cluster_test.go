@@ -256,12 +256,7 @@ func (c *cluster) read(ctx context.Context, stream string, each func(sequence ui
 func (c *cluster) indexed() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	consumer, err := c.js.Consumer(ctx, eventStream, indexer)
-	if err != nil {
-		return false
-	}
-	info := consumer.CachedInfo()
-	return info.NumPending == 0 && info.NumAckPending == 0
+	return natstest.CaughtUp(ctx, c.js, eventStream, indexer)
 }
 
 // What the bridge calls what it keeps in NATS, by default.

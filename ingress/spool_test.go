@@ -41,8 +41,7 @@ func (r *rig) drained() {
 	r.t.Helper()
 	natstest.Eventually(r.t, 20*time.Second, "the spool is empty", func() bool { return r.spool.Len() == 0 && r.bus.State().Ready() })
 	natstest.Eventually(r.t, 20*time.Second, "all is indexed", func() bool {
-		c, err := r.js.Consumer(r.t.Context(), "WEBHOOKS", dedupe.IndexerName)
-		return err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0
+		return natstest.CaughtUp(r.t.Context(), r.js, "WEBHOOKS", dedupe.IndexerName)
 	})
 }
 

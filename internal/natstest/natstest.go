@@ -8,11 +8,13 @@
 package natstest
 
 import (
+	"context"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // startTimeout bounds the wait for one server to accept connections.
@@ -63,6 +65,22 @@ func Eventually(tb testing.TB, within time.Duration, what string, cond func() bo
 			tb.Fatalf("not within %s: %s", within, what)
 		}
 	}
+}
+
+// CaughtUp reports whether a consumer has acknowledged all that its stream holds.
+// The server tells a consumer of a message some time after it has acknowledged it:
+// that nothing is pending says little.
+func CaughtUp(ctx context.Context, js jetstream.JetStream, stream, consumer string) bool {
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return false
+	}
+	c, err := s.Consumer(ctx, consumer)
+	if err != nil {
+		return false
+	}
+	info := c.CachedInfo()
+	return info.NumPending == 0 && info.NumAckPending == 0 && info.AckFloor.Stream >= s.CachedInfo().State.LastSeq
 }
 
 func options(tb testing.TB, opts ...func(*server.Options)) *server.Options {

@@ -180,8 +180,7 @@ func TestPermissions(t *testing.T) {
 		}
 	}
 	natstest.Eventually(t, within, "all is indexed", func() bool {
-		c, err := b.JetStream().Consumer(t.Context(), "WEBHOOKS", dedupe.IndexerName)
-		return err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0
+		return natstest.CaughtUp(t.Context(), b.JetStream(), "WEBHOOKS", dedupe.IndexerName)
 	})
 	again := event(t, dataspike, dataspike.Samples()[0].Body)
 	if r, err := d.Once(t.Context(), again, b.Publish); err != nil || !r.Duplicate {
