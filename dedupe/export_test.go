@@ -15,6 +15,10 @@ func (d *Deduper) HearsLate(created time.Time) {
 // but for those that the duplicate window knows.
 func (d *Deduper) Lacks(names []string) bool { return d.filter.lacks(names[0]) }
 
+// LetGather has the indexer, which does not run yet, leave more time for messages
+// to gather.
+func (x *Indexer) LetGather(d time.Duration) { x.pause = d }
+
 // HurryFilter has, for all tests, the filter be asked with short duplicate windows,
 // and follow the bucket again soon.
 func HurryFilter() { leastWindow, filterRetry = time.Second, time.Second/2 }

@@ -37,12 +37,13 @@ type Indexer struct {
 	log     *slog.Logger
 	lag     atomic.Pointer[measured]
 	unnamed prometheus.Counter
-	stale   time.Time // since when the consumer is of another bucket or stream; zero: it is not
+	pause   time.Duration // between batches that are far from full
+	stale   time.Time     // since when the consumer is of another bucket or stream; zero: it is not
 }
 
 // NewIndexer returns an indexer; [Indexer.Run] does the work.
 func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registerer) (*Indexer, error) {
-	x := &Indexer{bus: b, dedupe: d, log: log, unnamed: prometheus.NewCounter(prometheus.CounterOpts{
+	x := &Indexer{bus: b, dedupe: d, log: log, pause: indexPause, unnamed: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "bridge_index_unnamed_total",
 		Help: "Messages in the stream without the bridge's headers, which the indexer passed over.",
 	})}
@@ -81,7 +82,7 @@ const (
 	indexWorkers    = 2
 	indexBatch      = 128                       // messages that a worker takes at once
 	indexPending    = indexWorkers * indexBatch // messages delivered and not acknowledged
-	indexPause      = 50 * time.Millisecond     // between batches that are far from full
+	indexPause      = 50 * time.Millisecond
 	indexAckWait    = 3 * time.Second
 	indexRetry      = 250 * time.Millisecond
 	measureLagEvery = 2 * time.Second
@@ -171,7 +172,7 @@ func (x *Indexer) work(ctx context.Context, consumer jetstream.Consumer, st *bus
 			return err
 		}
 		if len(msgs) < indexBatch/2 {
-			wait(ctx, x.dedupe.hurry, indexPause)
+			wait(ctx, x.dedupe.hurry, x.pause)
 		}
 	}
 	return nil
