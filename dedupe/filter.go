@@ -187,7 +187,7 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 	for ctx.Err() == nil {
 		full := false
 		if len(kept) == 0 {
-			if kept, err = fetch(ctx, c, subjects, &next); err != nil {
+			if kept, err = x.fetch(c, subjects, &next); err != nil {
 				return err
 			}
 			if len(kept) > 0 {
@@ -228,10 +228,16 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 	return nil
 }
 
-// fetch returns the next names in the bucket; it waits a moment for the first.
-func fetch(ctx context.Context, c jetstream.Consumer, subjects string, next *uint64) (names []named, err error) {
-	msgs, err := take(ctx, c, filterBatch)
-	for _, msg := range msgs {
+// fetch returns the next names in the bucket.
+func (x *Indexer) fetch(c jetstream.Consumer, subjects string, next *uint64) (names []named, err error) {
+	if !x.bus.Connected() { // the client would keep a subscription for ever
+		return nil, nil
+	}
+	batch, err := c.FetchNoWait(filterBatch)
+	if err != nil {
+		return nil, err
+	}
+	for msg := range batch.Messages() {
 		meta, err := msg.Metadata()
 		if err != nil {
 			return nil, err
@@ -242,7 +248,7 @@ func fetch(ctx context.Context, c jetstream.Consumer, subjects string, next *uin
 		*next++
 		names = append(names, named{strings.TrimPrefix(msg.Subject(), subjects), meta.Sequence.Stream, meta.Timestamp})
 	}
-	return names, err
+	return names, batch.Error()
 }
 
 // named is a name in the bucket.

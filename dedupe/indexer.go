@@ -37,7 +37,7 @@ type Indexer struct {
 	log     *slog.Logger
 	lag     atomic.Pointer[measured]
 	unnamed prometheus.Counter
-	pause   time.Duration // between batches that are far from full
+	pause   time.Duration // between small batches
 	stale   time.Time     // since when the consumer is of another bucket or stream; zero: it is not
 }
 
@@ -79,12 +79,15 @@ func incarnations(st *bus.State) (bucket, stream string) {
 }
 
 const (
-	indexWorkers    = 2
-	indexBatch      = 128                       // messages that a worker takes at once
-	indexPending    = indexWorkers * indexBatch // messages delivered and not acknowledged
+	indexWorkers    = 4
+	indexBatch      = 64  // messages that a worker takes at once
+	indexEnough     = 16  // do not wait for more
+	indexPending    = 256 // messages delivered and not acknowledged
 	indexPause      = 50 * time.Millisecond
 	indexAckWait    = 3 * time.Second
 	indexRetry      = 250 * time.Millisecond
+	indexHeartbeat  = 500 * time.Millisecond // after two without one the consumer is looked for again
+	drainTimeout    = time.Second
 	measureLagEvery = 2 * time.Second
 	staleFor        = 5 * time.Second // streams and bucket are looked at again each second meanwhile
 )
@@ -92,9 +95,10 @@ const (
 // errStale: streams or bucket have changed since the bus looked at them.
 var errStale = errors.New("dedupe: stream or bucket has changed")
 
-// Run indexes until ctx ends; what was begun is finished. It makes the consumer
-// where it is missing, and makes it anew, to start one dedupe window ago, where the
-// bucket is another than the consumer has filled.
+// Run indexes until ctx ends; messages begun are finished, those fetched are
+// given back. It makes the consumer where it is missing, and makes it anew, to
+// start one dedupe window ago, where the bucket is another than the consumer
+// has filled.
 func (x *Indexer) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -138,70 +142,62 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 	if !s.CachedInfo().Created.Equal(st.StreamCreated) {
 		return errStale
 	}
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(indexPending), jetstream.PullHeartbeat(indexHeartbeat), jetstream.PullExpiry(5*time.Second))
+	if err != nil {
+		return err
+	}
+	next, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
 	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	defer cancel()
-	go func() {
+	defer close(ended)
+	wg.Go(func() {
 		select {
+		case <-ended:
+			messages.Stop()
+			return
 		case <-ctx.Done():
 		case <-st.Changed():
 			cancel()
 		}
-	}()
-	var wg sync.WaitGroup
-	errs := make([]error, indexWorkers)
-	for i := range errs {
+		messages.Drain() // what was fetched still comes; not without a connection
+		wait(context.Background(), ended, drainTimeout)
+		giveUp()
+	})
+	work := make(chan jetstream.Msg, indexBatch)
+	defer close(work)
+	batches := make(chan []jetstream.Msg)
+	wg.Go(func() {
+		defer close(batches)
+		enough := indexEnough
+		if most := consumer.CachedInfo().Config.MaxAckPending; most > 0 { // for all bridges together
+			enough = min(enough, most/8)
+		}
+		x.gather(work, batches, enough)
+	})
+	for range indexWorkers {
 		wg.Go(func() {
-			defer cancel()
-			errs[i] = x.work(ctx, consumer, st)
+			for msgs := range batches {
+				x.handle(msgs, st)
+			}
 		})
 	}
-	wg.Wait()
-	return errors.Join(errs...)
-}
-
-// work indexes what comes until ctx ends or the consumer fails. Where little comes,
-// it is left to gather for a moment instead of waking all concerned for each event:
-// the stream knows it meanwhile.
-func (x *Indexer) work(ctx context.Context, consumer jetstream.Consumer, st *bus.State) error {
-	for ctx.Err() == nil {
-		msgs, err := take(ctx, consumer, indexBatch)
-		if len(msgs) > 0 {
-			x.handle(msgs, st)
-		}
-		if err != nil {
+	for {
+		msg, err := messages.Next(jetstream.NextContext(next))
+		switch {
+		case errors.Is(err, jetstream.ErrMsgIteratorClosed), errors.Is(err, context.Canceled):
+			return nil
+		case err != nil:
 			return err
+		case ctx.Err() != nil:
+			msg.Nak() // for the next indexer, at once
+		default:
+			work <- msg
 		}
-		if len(msgs) < indexBatch/2 {
-			wait(ctx, x.dedupe.hurry, x.pause)
-		}
 	}
-	return nil
-}
-
-// takeWait is short, since a request to a server that dies is answered by nobody.
-const takeWait = time.Second
-
-// take returns the messages that a consumer has, at most so many; if it has none,
-// the next one, if that comes soon.
-func take(ctx context.Context, c jetstream.Consumer, most int) ([]jetstream.Msg, error) {
-	batch, err := c.FetchNoWait(most)
-	if err != nil {
-		return nil, err
-	}
-	msgs := collect(batch)
-	if len(msgs) > 0 || batch.Error() != nil {
-		return msgs, batch.Error()
-	}
-	ctx, cancel := context.WithTimeout(ctx, takeWait)
-	defer cancel()
-	if batch, err = c.Fetch(1, jetstream.FetchContext(ctx)); err != nil {
-		return nil, err
-	}
-	msgs, err = collect(batch), batch.Error()
-	if ctx.Err() != nil {
-		err = nil
-	}
-	return msgs, err
 }
 
 // consumer returns the consumer that fills the bucket of this state.
@@ -260,11 +256,39 @@ func after(text string, t time.Time) bool {
 	return err == nil && at.After(t)
 }
 
-func collect(batch jetstream.MessageBatch) (msgs []jetstream.Msg) {
-	for msg := range batch.Messages() {
-		msgs = append(msgs, msg)
+// gather makes batches of messages. Where few come, they wait for each other for a
+// moment instead of waking all concerned one by one: the stream knows them meanwhile.
+func (x *Indexer) gather(work <-chan jetstream.Msg, batches chan<- []jetstream.Msg, enough int) {
+	last := time.Time{}
+	for msg := range work {
+		msgs := []jetstream.Msg{msg}
+		more := time.NewTimer(time.Until(last.Add(x.pause)))
+		for waiting := true; waiting && len(msgs) < enough; {
+			select {
+			case msg, waiting = <-work:
+				if waiting {
+					msgs = append(msgs, msg)
+				}
+			case <-more.C:
+				waiting = false
+			case <-x.dedupe.hurry:
+				waiting = false
+			}
+		}
+		more.Stop()
+		for waiting := true; waiting && len(msgs) < indexBatch; {
+			select {
+			case msg, waiting = <-work:
+				if waiting {
+					msgs = append(msgs, msg)
+				}
+			default:
+				waiting = false
+			}
+		}
+		batches <- msgs
+		last = time.Now()
 	}
-	return msgs
 }
 
 // handle writes the names of messages and acknowledges them; what fails comes

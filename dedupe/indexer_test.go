@@ -223,31 +223,6 @@ func TestIndexerTakesOverAtOnce(t *testing.T) {
 	b.indexedWithin(5 * time.Second)
 }
 
-// Events that come one by one do not wake the server and the bridge one by one.
-func TestIndexerLetsEventsGather(t *testing.T) {
-	t.Parallel()
-	cfg := external(natstest.Server(t))
-	b := start(t, cfg)
-	nc := natstest.Connect(t, cfg.URL)
-	sub, err := nc.SubscribeSync("$JS.API.CONSUMER.MSG.NEXT.WEBHOOKS." + dedupe.IndexerName)
-	if err != nil || nc.Flush() != nil {
-		t.Fatal(err)
-	}
-	b.index()
-	b.indexed()
-	const events = 300
-	begun := time.Now()
-	for n := range events {
-		b.stores(screening(fmt.Sprint(n)))
-	}
-	b.indexed()
-	// Two workers, each of which asks twice where nothing is there.
-	most := 4 * (int(time.Since(begun)/(50*time.Millisecond)) + 2)
-	if asked, _, err := sub.Pending(); err != nil || asked > most {
-		t.Errorf("the server was asked for messages %d times in %v, want at most %d; %v", asked, time.Since(begun), most, err)
-	}
-}
-
 // A state report that can only be judged by a complete index does not wait for
 // events to gather.
 func TestReportHurriesTheIndexer(t *testing.T) {
