@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -147,9 +148,6 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	return b, nil
 }
 
-// writeTimeout bounds one write to the connection.
-const writeTimeout = time.Second
-
 func (b *Bus) options() ([]nats.Option, error) {
 	options, err := ClientOptions(b.cfg)
 	if err != nil {
@@ -172,6 +170,7 @@ func (b *Bus) options() ([]nats.Option, error) {
 		// A server that hangs blocks who writes to it, and all who wait for the
 		// connection behind that, by default for a minute.
 		nats.FlusherTimeout(writeTimeout),
+		nats.SetCustomDialer(dialer{net.Dialer{Timeout: nats.DefaultTimeout}}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil { // nil: closed by us
 				b.log.Warn("disconnected from NATS", "error", err)

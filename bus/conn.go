@@ -1,0 +1,121 @@
+package bus
+
+import (
+	"net"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// dialer connects as the client does, but lets what several goroutines send at the
+// same time go out with one system call. The client writes as soon as the first of
+// them has handed over its message, and the server wakes up for each.
+type dialer struct{ net.Dialer }
+
+var _ nats.CustomDialer = dialer{}
+
+func (d dialer) Dial(network, address string) (net.Conn, error) {
+	conn, err := d.Dialer.Dial(network, address)
+	if err != nil {
+		return nil, err
+	}
+	return gathering(conn), nil
+}
+
+const (
+	writeTimeout = time.Second // of one write to the connection
+	mostGathered = 1 << 20     // bytes; one message may be more
+)
+
+// gatheringConn is a connection whose Write returns before the bytes are sent.
+// After an error of a write the connection is closed, and all later writes return
+// that error.
+type gatheringConn struct {
+	net.Conn
+	mu      sync.Mutex
+	changed sync.Cond
+	next    []byte // to be written
+	free    []byte // for what comes next
+	writing bool
+	err     error
+}
+
+func gathering(conn net.Conn) *gatheringConn {
+	c := &gatheringConn{Conn: conn}
+	c.changed.L = &c.mu
+	return c
+}
+
+// Write waits only while too much is gathered already.
+func (c *gatheringConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.err == nil && len(c.next) > 0 && len(c.next)+len(p) > mostGathered {
+		c.changed.Wait()
+	}
+	if c.err != nil {
+		return 0, c.err
+	}
+	c.next = append(c.next, p...)
+	if !c.writing {
+		c.writing = true
+		go c.write()
+	}
+	return len(p), nil
+}
+
+func (c *gatheringConn) write() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.next) > 0 && c.err == nil {
+		// Who is about to send comes first. Without company this returns at once.
+		c.mu.Unlock()
+		runtime.Gosched()
+		c.mu.Lock()
+		out := c.next
+		c.next = c.free[:0]
+		c.mu.Unlock()
+		c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+		_, err := c.Conn.Write(out)
+		c.mu.Lock()
+		c.free = nil
+		if cap(out) <= mostGathered {
+			c.free = out
+		}
+		c.err = err
+		c.changed.Broadcast()
+	}
+	c.writing = false
+	c.changed.Broadcast()
+	if c.err != nil {
+		c.Conn.Close()
+	}
+}
+
+// Read says, where the connection was closed for an error of a write, which that was.
+func (c *gatheringConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.err != nil {
+			err = c.err
+		}
+	}
+	return n, err
+}
+
+// SetWriteDeadline does nothing: every write has one.
+func (c *gatheringConn) SetWriteDeadline(time.Time) error { return nil }
+
+// Close lets what was gathered go out.
+func (c *gatheringConn) Close() error {
+	c.mu.Lock()
+	for c.writing {
+		c.changed.Wait()
+	}
+	c.mu.Unlock()
+	return c.Conn.Close()
+}

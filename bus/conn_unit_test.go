@@ -1,0 +1,113 @@
+package bus
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"testing"
+)
+
+// What many send arrives whole, and in the order of each, also what was not yet
+// written when the connection was closed.
+func TestGatheringConnKeepsOrder(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := dialer{}.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	const senders, lines = 20, 500
+	go func() {
+		var wg sync.WaitGroup
+		for s := range senders {
+			wg.Go(func() {
+				for n := range lines {
+					if _, err := fmt.Fprintf(c, "%d %d\n", s, n); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		c.Close()
+	}()
+	var next [senders]int
+	scanner := bufio.NewScanner(server)
+	for scanner.Scan() {
+		var s, n int
+		if _, err := fmt.Sscanf(scanner.Text(), "%d %d", &s, &n); err != nil || n != next[s] {
+			t.Fatalf("%q, want the line %d of that sender; %v", scanner.Text(), next[s], err)
+		}
+		next[s]++
+	}
+	for s, n := range next {
+		if n != lines {
+			t.Errorf("%d lines of sender %d, want %d", n, s, lines)
+		}
+	}
+}
+
+// A message larger than what is gathered goes out, too.
+func TestGatheringConnTakesLargeMessages(t *testing.T) {
+	t.Parallel()
+	client, server := net.Pipe()
+	c := gathering(client)
+	sent := bytes.Repeat([]byte("x"), 3*mostGathered)
+	go func() {
+		c.Write([]byte("small"))
+		c.Write(sent)
+		c.Write([]byte("small"))
+		c.Close()
+	}()
+	got, err := io.ReadAll(server)
+	if want := "small" + string(sent) + "small"; err != nil || string(got) != want {
+		t.Errorf("%d bytes, want %d; %v", len(got), len(want), err)
+	}
+}
+
+// A server that takes nothing is given up. Until then no more is kept than the
+// bound, and whoever waits, or comes later, is told.
+func TestGatheringConnGivesUp(t *testing.T) {
+	t.Parallel()
+	client, server := net.Pipe()
+	defer server.Close()
+	c := gathering(client)
+	taken, message := 0, make([]byte, 64<<10)
+	var err error
+	for err == nil {
+		var n int
+		n, err = c.Write(message)
+		taken += n
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v, want a timeout", err)
+	}
+	// What is being written, and what is gathered meanwhile.
+	if taken > 2*mostGathered {
+		t.Errorf("%d bytes were taken, want at most %d", taken, 2*mostGathered)
+	}
+	if _, err := c.Write(message); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a later write: %v, want a timeout", err)
+	}
+	if _, err := c.Read(message); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a read: %v, want a timeout", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
