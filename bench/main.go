@@ -35,6 +35,7 @@ var (
 	requests    = flag.Int("requests", 20_000, "of a round with 64 connections and more; with fewer it has fewer")
 	only        = flag.String("only", "", "only the systems whose names match this regular expression, and the references")
 	steady      = flag.Float64("steady", 500, "requests a second of the open loop; 0: none")
+	slow        = flag.Int("slow", 0, "make every system call about 3 µs slower, so many times (at most 8)")
 	output      = flag.String("json", "", "file for the results")
 	serveMode   = flag.String("reference", "", "serve as a reference on this address; for the program itself")
 	serveNATS   = flag.String("nats", "", "NATS server of the reference")
@@ -47,7 +48,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, reference(*serveMode, *serveNATS, *serveBucket))
 		os.Exit(1)
 	}
-	if err := run(); err != nil {
+	err := error(nil)
+	if *slow > 0 {
+		err = slowDown(*slow)
+	} else {
+		err = run()
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
