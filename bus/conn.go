@@ -1,9 +1,11 @@
 package bus
 
 import (
+	"errors"
 	"net"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -29,17 +31,20 @@ const (
 	mostGathered = 1 << 20     // bytes; one message may be more
 )
 
-// gatheringConn is a connection whose Write returns before the bytes are sent.
-// After an error of a write the connection is closed, and all later writes return
-// that error.
+// gatheringConn is a connection whose Write returns before the bytes are sent, but
+// for those of the client while it connects, which it does under a deadline. After
+// an error all later writes return that error, and nothing can be read but what a
+// server that has closed the connection had sent before.
 type gatheringConn struct {
 	net.Conn
 	mu      sync.Mutex
+	gathers bool
 	changed sync.Cond
 	next    []byte // to be written
 	free    []byte // for what comes next
 	writing bool
 	err     error
+	gaveUp  bool // closed for that error
 }
 
 func gathering(conn net.Conn) *gatheringConn {
@@ -52,6 +57,9 @@ func gathering(conn net.Conn) *gatheringConn {
 func (c *gatheringConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.gathers {
+		return c.Conn.Write(p)
+	}
 	for c.err == nil && len(c.next) > 0 && len(c.next)+len(p) > mostGathered {
 		c.changed.Wait()
 	}
@@ -89,22 +97,31 @@ func (c *gatheringConn) write() {
 	}
 	c.writing = false
 	c.changed.Broadcast()
-	if c.err != nil {
+	if c.err != nil && !errors.Is(c.err, syscall.EPIPE) && !errors.Is(c.err, syscall.ECONNRESET) {
+		c.gaveUp = true
 		c.Conn.Close()
 	}
 }
 
-// Read says, where the connection was closed for an error of a write, which that was.
+// Read says, where the connection was closed for an error of a write, which.
 func (c *gatheringConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.err != nil {
+		if c.gaveUp {
 			err = c.err
 		}
 	}
 	return n, err
+}
+
+// SetDeadline begins, or with the zero time ends, what is done under a deadline.
+func (c *gatheringConn) SetDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gathers = t.IsZero()
+	return c.Conn.SetDeadline(t)
 }
 
 // SetWriteDeadline does nothing: every write has one.

@@ -10,6 +10,9 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/hookbus/bridge/internal/natstest"
 )
 
 // What many send arrives whole, and in the order of each, also what was not yet
@@ -25,6 +28,7 @@ func TestGatheringConnKeepsOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.SetDeadline(time.Time{})
 	server, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -67,6 +71,7 @@ func TestGatheringConnTakesLargeMessages(t *testing.T) {
 	t.Parallel()
 	client, server := net.Pipe()
 	c := gathering(client)
+	c.SetDeadline(time.Time{})
 	sent := bytes.Repeat([]byte("x"), 3*mostGathered)
 	go func() {
 		c.Write([]byte("small"))
@@ -80,6 +85,50 @@ func TestGatheringConnTakesLargeMessages(t *testing.T) {
 	}
 }
 
+// What a server says before it closes the connection is read, whatever was being
+// sent.
+func TestGatheringConnReadsTheLastWord(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := dialer{}.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(server, "no")
+	server.(*net.TCPConn).CloseWrite()
+	server.(*net.TCPConn).CloseRead()
+	c.SetDeadline(time.Time{})
+	c.Write([]byte("anything"))
+	if got, err := io.ReadAll(c); string(got) != "no" {
+		t.Errorf("%q, %v", got, err)
+	}
+	server.Close()
+	natstest.Eventually(t, 5*time.Second, "writes fail", func() bool {
+		_, err := c.Write([]byte("anything"))
+		return err != nil
+	})
+}
+
+// While the client connects, a write has its own error.
+func TestGatheringConnWhileConnecting(t *testing.T) {
+	t.Parallel()
+	client, server := net.Pipe()
+	c := gathering(client)
+	server.Close()
+	if _, err := c.Write([]byte("CONNECT")); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("%v, want %v", err, io.ErrClosedPipe)
+	}
+}
+
 // A server that takes nothing is given up. Until then no more is kept than the
 // bound, and whoever waits, or comes later, is told.
 func TestGatheringConnGivesUp(t *testing.T) {
@@ -87,6 +136,7 @@ func TestGatheringConnGivesUp(t *testing.T) {
 	client, server := net.Pipe()
 	defer server.Close()
 	c := gathering(client)
+	c.SetDeadline(time.Time{})
 	taken, message := 0, make([]byte, 64<<10)
 	var err error
 	for err == nil {

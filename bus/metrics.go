@@ -3,6 +3,7 @@ package bus
 import (
 	"errors"
 	"maps"
+	"net"
 	"strings"
 	"sync"
 
@@ -86,7 +87,10 @@ func refusal(err error) bool {
 			return true
 		}
 	}
-	return errors.Is(err, nats.ErrTLS)
+	// By TLS 1.3 a client learns that its certificate is refused when it reads, and
+	// nats.go does not take that for an error of TLS; crypto/tls names it so.
+	var alert *net.OpError
+	return errors.Is(err, nats.ErrTLS) || errors.As(err, &alert) && alert.Op == "remote error"
 }
 
 // sawStream keeps what a look at a stream has shown.
