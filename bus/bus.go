@@ -170,7 +170,7 @@ func (b *Bus) options() ([]nats.Option, error) {
 		// A server that hangs blocks who writes to it, and all who wait for the
 		// connection behind that, by default for a minute.
 		nats.FlusherTimeout(writeTimeout),
-		nats.SetCustomDialer(dialer{net.Dialer{Timeout: nats.DefaultTimeout}}),
+		nats.SetCustomDialer(dialer{net.Dialer{Timeout: dialTimeout}}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil { // nil: closed by us
 				b.log.Warn("disconnected from NATS", "error", err)

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"errors"
 	"net"
 	"runtime"
@@ -27,8 +28,9 @@ func (d dialer) Dial(network, address string) (net.Conn, error) {
 }
 
 const (
+	dialTimeout  = time.Second // of each address that a name has
 	writeTimeout = time.Second // of one write to the connection
-	mostGathered = 1 << 20     // bytes; one message may be more
+	mostGathered = 128 << 10   // bytes, which a slow link takes in that time; one message may be more
 )
 
 // gatheringConn is a connection whose Write returns before the bytes are sent, but
@@ -84,6 +86,7 @@ func (c *gatheringConn) write() {
 		c.mu.Lock()
 		out := c.next
 		c.next = c.free[:0]
+		c.changed.Broadcast() // there is room
 		c.mu.Unlock()
 		c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 		_, err := c.Conn.Write(out)
@@ -130,9 +133,10 @@ func (c *gatheringConn) SetWriteDeadline(time.Time) error { return nil }
 // Close lets what was gathered go out.
 func (c *gatheringConn) Close() error {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	for c.writing {
 		c.changed.Wait()
 	}
-	c.mu.Unlock()
+	c.err = cmp.Or(c.err, net.ErrClosed)
 	return c.Conn.Close()
 }

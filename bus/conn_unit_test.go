@@ -129,6 +129,35 @@ func TestGatheringConnWhileConnecting(t *testing.T) {
 	}
 }
 
+// Who waits for room has it as soon as what was gathered is being written.
+func TestGatheringConnHasRoomAgain(t *testing.T) {
+	t.Parallel()
+	client, server := net.Pipe()
+	defer server.Close()
+	c := gathering(client)
+	c.SetDeadline(time.Time{})
+	message := make([]byte, mostGathered)
+	c.Write(message)
+	// The first is being written: one byte of it was read.
+	if _, err := io.ReadFull(server, message[:1]); err != nil {
+		t.Fatal(err)
+	}
+	c.Write(message)
+	done := make(chan error)
+	go func() {
+		_, err := c.Write(message[:1])
+		done <- err
+	}()
+	if _, err := io.ReadFull(server, message[1:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("%v, though there was room", err)
+	}
+	go io.Copy(io.Discard, server)
+	c.Close()
+}
+
 // A server that takes nothing is given up. Until then no more is kept than the
 // bound, and whoever waits, or comes later, is told.
 func TestGatheringConnGivesUp(t *testing.T) {
@@ -159,5 +188,17 @@ func TestGatheringConnGivesUp(t *testing.T) {
 	}
 	if err := c.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestGatheringConnIsClosed(t *testing.T) {
+	t.Parallel()
+	client, server := net.Pipe()
+	defer server.Close()
+	c := gathering(client)
+	c.SetDeadline(time.Time{})
+	c.Close()
+	if _, err := c.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("%v, want %v", err, net.ErrClosed)
 	}
 }
