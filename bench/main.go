@@ -48,7 +48,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, reference(*serveMode, *serveNATS, *serveBucket))
 		os.Exit(1)
 	}
-	err := error(nil)
+	var err error
 	if *slow > 0 {
 		err = slowDown(*slow)
 	} else {

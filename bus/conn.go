@@ -96,7 +96,6 @@ func (c *gatheringConn) write() {
 			c.free = out
 		}
 		c.err = err
-		c.changed.Broadcast()
 	}
 	c.writing = false
 	c.changed.Broadcast()

@@ -15,25 +15,53 @@ import (
 	"github.com/hookbus/bridge/internal/natstest"
 )
 
-// What many send arrives whole, and in the order of each, also what was not yet
-// written when the connection was closed.
-func TestGatheringConnKeepsOrder(t *testing.T) {
-	t.Parallel()
+// dialed returns both ends of a connection.
+func dialed(t *testing.T) (client, server net.Conn) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := dialer{}.Dial("tcp", l.Addr().String())
-	if err != nil {
+	if client, err = (dialer{}).Dial("tcp", l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { client.Close() })
+	if server, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	return client, server
+}
+
+// What is sent while a write is under way goes out with the next.
+func TestGatheringConnGathers(t *testing.T) {
+	t.Parallel()
+	client, server := net.Pipe()
+	c := gathering(client)
 	c.SetDeadline(time.Time{})
-	server, err := l.Accept()
-	if err != nil {
+	c.Write([]byte("12"))
+	room := make([]byte, 10)
+	if _, err := io.ReadFull(server, room[:1]); err != nil { // the first is being written
 		t.Fatal(err)
 	}
-	defer server.Close()
+	for _, message := range []string{"3", "4", "5"} {
+		c.Write([]byte(message))
+	}
+	for _, want := range []string{"2", "345"} {
+		if n, err := server.Read(room); err != nil || string(room[:n]) != want {
+			t.Errorf("read %q, want %q; %v", room[:n], want, err)
+		}
+	}
+	c.Close()
+}
+
+// What many send arrives whole, and in the order of each, also what was not yet
+// written when the connection was closed.
+func TestGatheringConnKeepsOrder(t *testing.T) {
+	t.Parallel()
+	c, server := dialed(t)
+	c.SetDeadline(time.Time{})
 	const senders, lines = 20, 500
 	go func() {
 		var wg sync.WaitGroup
@@ -89,20 +117,7 @@ func TestGatheringConnTakesLargeMessages(t *testing.T) {
 // sent.
 func TestGatheringConnReadsTheLastWord(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := dialer{}.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	server, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, server := dialed(t)
 	io.WriteString(server, "no")
 	server.(*net.TCPConn).CloseWrite()
 	server.(*net.TCPConn).CloseRead()
