@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 )
@@ -79,11 +80,23 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, deadline time
 		case err == io.EOF:
 			return body, held, nil
 		case err != nil:
-			return nil, held, fmt.Errorf("%w: reading the body: %w", errOverloaded, err)
+			return nil, held, fmt.Errorf("%w: %s", errOverloaded, unread(err))
 		case len(body) == cap(body):
 			if !grow(min(2*held, most)) {
 				return nil, held, errOverloaded
 			}
 		}
 	}
+}
+
+// unread says why a body could not be read, without the error's text, which may
+// quote what an unverified sender wrote.
+func unread(err error) string {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return "the body did not come in time"
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return "the body broke off"
+	}
+	return "the body could not be read"
 }

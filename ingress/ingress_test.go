@@ -357,6 +357,33 @@ func TestSlowBody(t *testing.T) {
 	}
 }
 
+// What net/http says of a body that it cannot read quotes the body.
+func TestUnreadableBodyIsNotLogged(t *testing.T) {
+	r := oneServer(t)
+	for i, rest := range []string{
+		"2\r\n{}\r\n0\r\nJohn Doe passport 111\r\n\r\n", // a trailer that is none
+		"2\r\n{}John Doe\r\n0\r\n\r\n",
+		"John Doe\r\n{}\r\n0\r\n\r\n",
+	} {
+		c := dial(t, r.url)
+		fmt.Fprint(c, "POST /webhooks/waldo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"+rest)
+		response, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("%q: got %d", rest, response.StatusCode)
+		}
+		natstest.Eventually(t, 10*time.Second, "it is logged", func() bool {
+			return strings.Count(r.log.String(), "the body could not be read") == i+1
+		})
+	}
+	if strings.Contains(r.log.String(), "John") {
+		t.Errorf("log: %s", r.log.String())
+	}
+}
+
 // What is verified is stored even if the sender does not wait for the answer.
 func TestSenderHangsUp(t *testing.T) {
 	r := oneServer(t)
