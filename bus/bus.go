@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -201,7 +202,17 @@ func (b *Bus) serverName(nc *nats.Conn) string {
 	if b.server != nil {
 		return "embedded"
 	}
-	return nc.ConnectedUrlRedacted()
+	return ServerURL(nc)
+}
+
+// ServerURL returns the URL of the server that the connection has, without secrets;
+// "" if it has none.
+func ServerURL(nc *nats.Conn) string {
+	u, err := url.Parse(nc.ConnectedUrl())
+	if err != nil {
+		return ""
+	}
+	return redacted(u)
 }
 
 // ClientOptions returns the options by which any client connects as cfg says:
@@ -238,9 +249,22 @@ func ClientOptions(cfg Config) ([]nats.Option, error) {
 	return options, nil
 }
 
-// RedactURL returns a comma-separated list of NATS URLs without passwords. The
-// error names the item that is none, and not its text.
+// redacted returns the URL without its password or, where it has no password, its
+// user, which for NATS is a token.
+func redacted(u *url.URL) string {
+	if _, user := u.User.Password(); u.User != nil && !user {
+		hidden := *u
+		hidden.User = url.User("xxxxx")
+		return hidden.String()
+	}
+	return u.Redacted()
+}
+
+// RedactURL returns a comma-separated list of NATS URLs without secrets. The error names the item that is none, and not its text.
 func RedactURL(list string) (string, error) {
+	if list == "" {
+		return "", nil
+	}
 	servers := strings.Split(list, ",")
 	for i, server := range servers {
 		server = strings.TrimSpace(server)
@@ -248,10 +272,10 @@ func RedactURL(list string) (string, error) {
 			server = "nats://" + server
 		}
 		u, err := url.Parse(server)
-		if err != nil {
-			return "", fmt.Errorf("BRIDGE_NATS_URL: item %d is not a URL", i+1)
+		if err != nil || u.Hostname() == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
+			return "", fmt.Errorf("BRIDGE_NATS_URL: item %d is not a URL like nats://host:4222", i+1)
 		}
-		servers[i] = u.Redacted()
+		servers[i] = redacted(u)
 	}
 	return strings.Join(servers, ","), nil
 }

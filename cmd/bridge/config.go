@@ -1,16 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -93,7 +96,7 @@ type size int64
 
 func (s *size) UnmarshalText(text []byte) error {
 	n, err := humanize.ParseBytes(string(text))
-	if err != nil || n > 1<<62 {
+	if err != nil || n > 1<<62 || bytes.ContainsRune(text, ',') { // the library drops commas
 		return fmt.Errorf("%q is not a size like 1048576, 8MiB or 1GiB", text)
 	}
 	*s = size(n)
@@ -173,7 +176,7 @@ func (c *config) parse(vars map[string]string) (known map[string]bool, problems 
 
 var (
 	streamName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-	prefixName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}(\.[A-Za-z0-9_-]{1,32}){0,3}$`)
+	prefixName = regexp.MustCompile(`^[A-Za-z0-9-][A-Za-z0-9_-]{0,31}(\.[A-Za-z0-9_-]{1,32}){0,3}$`)
 )
 
 const (
@@ -192,13 +195,25 @@ func (c *config) check() (problems configError) {
 		}
 	}
 	for variable, addr := range map[string]string{"LISTEN_ADDR": c.ListenAddr, "ADMIN_ADDR": c.AdminAddr, "EMBEDDED_LISTEN": c.EmbeddedListen} {
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			wrong(variable, "%q is not host:port", addr)
+		_, port, err := net.SplitHostPort(addr)
+		if _, number := strconv.ParseUint(port, 10, 16); err != nil || number != nil {
+			wrong(variable, "%q is not host:port, with a number as port", addr)
+		}
+	}
+	for variable, file := range map[string]string{
+		"TLS_CERT_FILE": c.TLSCertFile, "TLS_KEY_FILE": c.TLSKeyFile, "NATS_CREDS_FILE": c.NATSCredsFile, "NATS_NKEY_FILE": c.NATSNKeyFile,
+		"NATS_TLS_CA_FILE": c.NATSTLSCAFile, "NATS_TLS_CERT_FILE": c.NATSTLSCertFile, "NATS_TLS_KEY_FILE": c.NATSTLSKeyFile,
+	} {
+		if _, err := os.Stat(file); file != "" && err != nil {
+			wrong(variable, "%v", err)
 		}
 	}
 	pair("TLS_CERT_FILE", c.TLSCertFile, "TLS_KEY_FILE", c.TLSKeyFile)
 	pair("NATS_TLS_CERT_FILE", c.NATSTLSCertFile, "NATS_TLS_KEY_FILE", c.NATSTLSKeyFile)
 	pair("NATS_USER", c.NATSUser, "NATS_PASSWORD", c.NATSPassword)
+	if _, err := bus.RedactURL(c.NATSURL); err != nil {
+		problems = append(problems, err.Error())
+	}
 	if c.NATSURL == "" {
 		if c.NATSUser == "" && !loopback(c.EmbeddedListen) {
 			wrong("EMBEDDED_LISTEN", "%s can be reached from elsewhere; it needs %sNATS_USER and %[2]sNATS_PASSWORD", c.EmbeddedListen, envPrefix)
@@ -211,10 +226,13 @@ func (c *config) check() (problems configError) {
 		if !streamName.MatchString(name) {
 			wrong(variable, "%q is not a name of letters, digits, _ and -", name)
 		}
+		if strings.HasPrefix(name, "KV_") || strings.HasPrefix(name, "OBJ_") {
+			wrong(variable, "%q is how NATS names the stream of a bucket", name)
+		}
 	}
 	for variable, prefix := range map[string]string{"SUBJECT_PREFIX": c.SubjectPrefix, "QUARANTINE_PREFIX": c.QuarantinePrefix} {
-		if !prefixName.MatchString(prefix) {
-			wrong(variable, "%q is not a subject of letters, digits, _ and -", prefix)
+		if !prefixName.MatchString(prefix) { // clients get their replies under _INBOX
+			wrong(variable, "%q is not a subject of letters, digits, _ and -, without _ at its begin", prefix)
 		}
 	}
 	if c.Stream == c.QuarantineStream {

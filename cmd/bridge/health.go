@@ -45,7 +45,7 @@ func (h *healthCmd) Run(c *cli) error {
 	}
 	var r ingress.Readiness
 	if err := json.Unmarshal(text, &r); err != nil || response.StatusCode != http.StatusOK && response.StatusCode != http.StatusServiceUnavailable {
-		return fmt.Errorf("%s is not answered by a bridge: status %d", request.URL, response.StatusCode)
+		return fmt.Errorf("%s is not answered by a bridge: status %d", request.URL.Redacted(), response.StatusCode)
 	}
 	if h.JSON {
 		if _, err := c.stdout.Write(text); err != nil {

@@ -20,5 +20,8 @@ func TestHealth(t *testing.T) {
 	if code, _, errs := command(t, environ, "health", "--admin", value(environ, "BRIDGE_LISTEN_ADDR")); code != 1 || !strings.Contains(errs, "not answered by a bridge") {
 		t.Errorf("another listener: exit %d: %s", code, errs)
 	}
+	if _, _, errs := command(t, environ, "health", "--admin", "http://user:sekrit@"+value(environ, "BRIDGE_LISTEN_ADDR")); strings.Contains(errs, "sekrit") {
+		t.Errorf("a password: %s", errs)
+	}
 	r.stop(t)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,6 +224,40 @@ func TestWatchReadsOnceMore(t *testing.T) {
 	}
 }
 
+// A relative name, and a folder that has two names.
+func TestWatchByAnyName(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if err := errors.Join(os.Mkdir("d", 0o755), os.Symlink("d", "link")); err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, content string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("bare", "old")
+	write("d/one", "old")
+	var reads [3]atomic.Int32
+	reload := make(map[string][]func() error)
+	for i, name := range []string{"bare", "d/one", "link/one"} {
+		reload[name] = []func() error{func() error { reads[i].Add(1); return nil }}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	wait, err := watch(ctx, reload, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wait()
+	defer cancel()
+	write("bare", "new")
+	write("d/one", "new")
+	natstest.Eventually(t, 10*time.Second, "all are read again", func() bool {
+		return reads[0].Load() >= 2 && reads[1].Load() >= 2 && reads[2].Load() >= 2
+	})
+}
+
 func TestServeWithoutSecret(t *testing.T) {
 	code, _, stderr := command(t, environment(t), "serve")
 	if code != exitFailed {
@@ -248,6 +284,14 @@ func TestWrongConfiguration(t *testing.T) {
 			[]string{"BRIDGE_LISTEN_ADDR=8080", "BRIDGE_STREAM=a.b", "BRIDGE_SUBJECT_PREFIX=a.>", "BRIDGE_STREAM_REPLICAS=9", "BRIDGE_NATS_URL=nats://x", "BRIDGE_STATE_WINDOW=1h", "BRIDGE_PUBLISH_TIMEOUT=9s", "BRIDGE_MAX_IN_FLIGHT_BYTES=1KiB", "BRIDGE_LOG_FORMAT=xml", "BRIDGE_NATS_USER=u", "BRIDGE_TLS_CERT_FILE=/c", "BRIDGE_SHUTDOWN_DELAY=-1s", "BRIDGE_MAX_BODY_BYTES=3GiB"},
 			[]string{"BRIDGE_LISTEN_ADDR: ", "BRIDGE_STREAM: ", "BRIDGE_SUBJECT_PREFIX: ", "BRIDGE_STREAM_REPLICAS: ", "BRIDGE_DEDUPE_WINDOW: ", "BRIDGE_PUBLISH_TIMEOUT: ", "BRIDGE_MAX_IN_FLIGHT_BYTES: ", "BRIDGE_LOG_FORMAT: ", "BRIDGE_NATS_USER: ", "BRIDGE_TLS_CERT_FILE: ", "BRIDGE_SHUTDOWN_DELAY: ", "BRIDGE_MAX_BODY_BYTES: "},
 		},
+		"values that look right": {
+			[]string{"BRIDGE_LOG_LEVEL=loud", "BRIDGE_MAX_BODY_BYTES=1,5MiB", "BRIDGE_LISTEN_ADDR=:", "BRIDGE_ADMIN_ADDR=:99999", "BRIDGE_EMBEDDED_LISTEN=127.0.0.1:nats", "BRIDGE_NATS_URL=nats://a,http://b", "BRIDGE_STREAM=KV_x", "BRIDGE_QUARANTINE_STREAM=OBJ_x", "BRIDGE_SUBJECT_PREFIX=_INBOX", "BRIDGE_TLS_CERT_FILE=/no/cert", "BRIDGE_TLS_KEY_FILE=/no/key", "BRIDGE_NATS_CREDS_FILE=/no/creds"},
+			[]string{"BRIDGE_LOG_LEVEL: ", "BRIDGE_MAX_BODY_BYTES: ", "BRIDGE_LISTEN_ADDR: ", "BRIDGE_ADMIN_ADDR: ", "BRIDGE_EMBEDDED_LISTEN: ", "BRIDGE_NATS_URL: item 2 ", "BRIDGE_STREAM: ", "BRIDGE_QUARANTINE_STREAM: ", "BRIDGE_SUBJECT_PREFIX: ", "BRIDGE_TLS_CERT_FILE: ", "BRIDGE_TLS_KEY_FILE: ", "BRIDGE_NATS_CREDS_FILE: "},
+		},
+		"an empty item": {
+			[]string{"BRIDGE_NATS_URL=nats://a,"},
+			[]string{"BRIDGE_NATS_URL: item 2 "},
+		},
 		"the embedded server": {
 			[]string{"BRIDGE_EMBEDDED_LISTEN=0.0.0.0:4222", "BRIDGE_STREAM_REPLICAS=3", "BRIDGE_QUARANTINE_STREAM=WEBHOOKS", "BRIDGE_QUARANTINE_PREFIX=webhooks.q"},
 			[]string{"BRIDGE_EMBEDDED_LISTEN: ", "BRIDGE_STREAM_REPLICAS: ", "BRIDGE_QUARANTINE_STREAM: ", "BRIDGE_QUARANTINE_PREFIX: "},
@@ -255,6 +299,10 @@ func TestWrongConfiguration(t *testing.T) {
 		"secrets": {
 			[]string{"BRIDGE_MAX_IN_FLIGHT=x", "BRIDGE_STREAM=a.b", "BRIDGE_DATASPIKE_SECRETS=whsec_5ecre7", "BRIDGE_WALDO_SECRETS=5ecre7,,x", "BRIDGE_DFNS_SECRETS_FILE=/no/such/file", "BRIDGE_TRUSTHUB_SECRETS= ", "BRIDGE_OSAPHER_SECRETS_FILE=" + file(t, "\n \n")},
 			[]string{"BRIDGE_MAX_IN_FLIGHT: ", "BRIDGE_STREAM: ", "BRIDGE_DATASPIKE_SECRETS: slot 0", "BRIDGE_WALDO_SECRETS: slot 1", "BRIDGE_DFNS_SECRETS_FILE: ", "BRIDGE_TRUSTHUB_SECRETS: slot 0", "BRIDGE_OSAPHER_SECRETS_FILE: "},
+		},
+		"secrets in both": {
+			[]string{"BRIDGE_DATASPIKE_SECRETS=ab", "BRIDGE_DATASPIKE_SECRETS_FILE=" + file(t, "5ecre7")},
+			[]string{"BRIDGE_DATASPIKE_SECRETS and BRIDGE_DATASPIKE_SECRETS_FILE: slot 1"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -581,6 +629,21 @@ func TestPasswordInURL(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A URL whose user has no password holds a token.
+func TestTokenInURL(t *testing.T) {
+	if code, _, stderr := command(t, environment(t, "BRIDGE_NATS_URL=nats://sekrit@127.0.0.1:1"), "tail"); code != exitFailed || strings.Contains(stderr, "sekrit") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	s := natstest.Server(t, func(o *server.Options) { o.Authorization = "sekrit" })
+	environ := environment(t, "BRIDGE_NATS_URL="+strings.Replace(s.ClientURL(), "://", "://sekrit@", 1), "BRIDGE_WALDO_SECRETS=s")
+	r := serve(t, environ)
+	code, stdout, stderr := command(t, environ, "status")
+	if all := stdout + stderr + r.stdout.String() + r.stderr.String(); code != exitDone || strings.Contains(all, "sekrit") || !strings.Contains(all, "nats://xxxxx@") {
+		t.Errorf("exit %d: %s", code, all)
+	}
+	r.stop(t)
 }
 
 func TestUnknownVariableIsAWarning(t *testing.T) {

@@ -54,8 +54,11 @@ func (s secretSource) verifier(scheme signature.Scheme, tolerance time.Duration)
 	v, err := scheme.NewVerifier(secrets, tolerance)
 	if err != nil {
 		name := s.variable
-		if s.value == "" {
+		switch {
+		case s.value == "":
 			name += "_FILE"
+		case s.file != "":
+			name += " and " + s.variable + "_FILE"
 		}
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

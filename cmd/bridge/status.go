@@ -129,7 +129,7 @@ func (st *overview) read(ctx context.Context, cfg *config, nc *nats.Conn) error 
 	if err != nil {
 		return err
 	}
-	st.NATS = fmt.Sprintf("%s, server %s", nc.ConnectedUrlRedacted(), nc.ConnectedServerVersion())
+	st.NATS = fmt.Sprintf("%s, server %s", bus.ServerURL(nc), nc.ConnectedServerVersion())
 	stream, err := js.Stream(ctx, cfg.Stream)
 	if err != nil {
 		return streamError(cfg.Stream, "STREAM", err)

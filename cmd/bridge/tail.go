@@ -87,9 +87,6 @@ func (cli *cli) connect(c *config) (*nats.Conn, error) {
 			cli.cancel(fmt.Errorf("this user may not do that on NATS at %s: %w", c.shownURL(), err))
 		}
 	}))
-	if _, err := bus.RedactURL(c.clientURL()); err != nil {
-		return nil, err
-	}
 	nc, err := nats.Connect(c.clientURL(), append(options, nats.MaxReconnects(-1))...)
 	if err != nil {
 		hint := "is the bridge running, or should BRIDGE_NATS_URL name another server?"

@@ -71,7 +71,8 @@ func watch(ctx context.Context, reload map[string][]func() error, log *slog.Logg
 			case event := <-w.Events:
 				read := false
 				for file := range reload {
-					if event.Name != file && event.Name != filepath.Join(filepath.Dir(file), "..data") {
+					// By the last name: a folder that has two is watched by one of them.
+					if name := filepath.Base(event.Name); name != filepath.Base(file) && name != "..data" {
 						continue
 					}
 					content, err := contentOf(file)
