@@ -144,7 +144,7 @@ func ambiguous(text []byte) bool {
 		case string:
 			if isName {
 				open := names[len(names)-1]
-				folded := strings.ToLower(t)
+				folded := strings.ToLower(strings.ToUpper(t)) // also ſ, which is s to the decoder
 				if other, ok := open[folded]; ok && other != t {
 					return true
 				}
