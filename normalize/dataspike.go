@@ -36,7 +36,6 @@ func mapDataspike(body []byte, o rawjson.Object) (mapping, error) {
 	var (
 		id        = o.Text("id")
 		timestamp = o.Text("timestamp")
-		content   = o.Compact("payload")
 		payload   = o.Object("payload")
 		applicant = payload.Text("applicant_id")
 	)
@@ -57,9 +56,9 @@ func mapDataspike(body []byte, o rawjson.Object) (mapping, error) {
 	// so the payload is always part of the name.
 	switch {
 	case id != "" && id != o.Text("webhook_id"):
-		m.basis, m.identity = "id", named("dataspike", "id", eventType, id, content)
+		m.basis, m.identity = "id", named("dataspike", "id", eventType, id, o.Compact("payload"))
 	case timestamp != "":
-		m.basis, m.identity = "content", named("dataspike", "timestamp", eventType, timestamp, content)
+		m.basis, m.identity = "content", named("dataspike", "timestamp", eventType, timestamp, content(o, "payload"))
 	default:
 		m.basis, m.identity = "state", stateOf("dataspike", rawjson.Compact(body), eventType, applicant)
 	}

@@ -36,7 +36,8 @@ var dfns = Provider{
 		body = setField(body, 1, "deliveryAttempt")
 		body = setField(body, now.Unix(), "timestampSent")
 		if o, err := parseObject(body); err == nil {
-			if name, id := dfnsEntity(o.Str("kind"), o.Get("data")); name != "" {
+			if name, entity := dfnsEntity(o.Str("kind"), o.Get("data")); name != "" {
+				id := entity.Text("id")
 				body = setField(body, id[:strings.LastIndexByte(id, '-')+1]+randomHex(8), "data", name, "id")
 			}
 		}
@@ -52,8 +53,9 @@ func mapDfns(_ []byte, o rawjson.Object) (mapping, error) {
 	var (
 		id        = o.Text("id")
 		date      = o.Text("date")
-		content   = o.Compact("data")
-		_, entity = dfnsEntity(kind, o.Get("data"))
+		reported  = content(o, "data", dfnsEnvelope...)
+		_, object = dfnsEntity(kind, o.Get("data"))
+		entity    = object.Text("id")
 	)
 	if strings.HasPrefix(kind, "policy.approval.") {
 		// Two documented shapes of policy.approval.resolved.
@@ -62,11 +64,12 @@ func mapDfns(_ []byte, o rawjson.Object) (mapping, error) {
 		entity = cmp.Or(approval.Text("id"), approval.Text("activityId"), data.Text("activityId"), entity)
 	}
 	m := mapping{
-		kind:    kind,
-		subject: entity,
-		time:    date,
-		eventID: id,
-		outcome: dfnsOutcome[kind[strings.LastIndexByte(kind, '.')+1:]],
+		kind:       kind,
+		subject:    entity,
+		time:       date,
+		eventID:    id,
+		externalID: object.Text("externalId"), // of a transfer, a transaction, a wallet: see schemas/dfns
+		outcome:    dfnsOutcome[kind[strings.LastIndexByte(kind, '.')+1:]],
 	}
 	if n, err := strconv.ParseInt(o.Text("deliveryAttempt"), 10, 32); err == nil {
 		m.attempt = int32(n)
@@ -74,22 +77,26 @@ func mapDfns(_ []byte, o rawjson.Object) (mapping, error) {
 	// Every attempt has a new id, and during a secret's rotation two webhooks
 	// deliver the event under two more: what happened, and when, is its name.
 	if date == "" {
-		m.basis, m.identity = "state", stateOf("dfns", content, kind, entity)
+		m.basis, m.identity = "state", stateOf("dfns", reported, kind, entity)
 		return m, nil
 	}
-	m.basis, m.identity = "content", named("dfns", kind, date, content)
+	m.basis, m.identity = "content", named("dfns", kind, date, reported)
 	// The attempts' ids serve where the date changes between attempts. All of
 	// them carry the same data, which is part of the alias: an id that is a
 	// placeholder, or a webhook's as in the guide's sample, must not make two
 	// events one.
 	for _, attempt := range []string{id, o.Text("retryOf")} {
-		alias := Digest("alias", "dfns", kind, attempt, content)
+		alias := Digest("alias", "dfns", kind, attempt, reported)
 		if attempt != "" && !slices.Contains(m.identity.Aliases, alias) {
 			m.identity.Aliases = append(m.identity.Aliases, alias)
 		}
 	}
 	return m, nil
 }
+
+// dfnsEnvelope is what may change between the attempts at one event
+// (https://docs.dfns.co/api-reference/webhooks/get-webhook-event).
+var dfnsEnvelope = []string{"id", "retryOf", "date", "deliveryAttempt", "timestampSent"}
 
 // dfnsEntities says which object in data an event of a kind is about, where
 // there may be several: the first that fits and has an id.
@@ -105,24 +112,23 @@ var dfnsEntities = []struct{ kind, object string }{
 	{"webhook.event.retry.", "originalEvent"},
 }
 
-// dfnsEntity returns the name and the id of the object that the event is
-// about: the one of dfnsEntities, else the first in data that has an id.
-func dfnsEntity(kind string, data []byte) (name, id string) {
+// dfnsEntity returns the object that the event is about, and its name: the one of
+// dfnsEntities, else the first in data that has an id.
+func dfnsEntity(kind string, data []byte) (name string, object rawjson.Object) {
 	o, _ := rawjson.Members(data)
 	for _, e := range dfnsEntities {
 		if strings.HasPrefix(kind, e.kind) {
-			if id := o.Object(e.object).Text("id"); id != "" {
-				return e.object, id
+			if object := o.Object(e.object); object.Text("id") != "" {
+				return e.object, object
 			}
 		}
 	}
 	for _, m := range o {
-		inner, _ := rawjson.Members(m.Value)
-		if id := inner.Text("id"); id != "" {
-			return rawjson.Unquote(m.Name), id
+		if object, _ := rawjson.Members(m.Value); object.Text("id") != "" {
+			return rawjson.Unquote(m.Name), object
 		}
 	}
-	return "", ""
+	return "", nil
 }
 
 // dfnsOutcome maps the last word of a kind.

@@ -4,6 +4,12 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/hookbus/bridge/internal/rawjson"
 )
 
 // An Identity says when two requests report one occurrence.
@@ -59,6 +65,32 @@ func Digest(domain, provider string, parts ...string) string {
 // named is the identity of an event that its body names.
 func named(provider string, parts ...string) Identity {
 	return Identity{Key: Digest("key", provider, parts...)}
+}
+
+// content returns what a body reports, without white space: the value under name or,
+// where the body has none, all of it but its envelope, so that two bodies of a shape
+// that is not known are not taken for one.
+func content(o rawjson.Object, name string, envelope ...string) string {
+	if o.Get(name) != nil {
+		return o.Compact(name)
+	}
+	var b strings.Builder
+	for _, m := range o {
+		if !slices.Contains(envelope, rawjson.Unquote(m.Name)) {
+			fmt.Fprintf(&b, "%q:%s,", m.Name, rawjson.Compact(m.Value))
+		}
+	}
+	return b.String()
+}
+
+// exactly returns what [rawjson.Object.Text] does or, of a string with bytes or
+// surrogates that are no text, which decoding makes all alike, the literal.
+func exactly(o rawjson.Object, name string) string {
+	text := o.Text(name)
+	if strings.ContainsRune(text, utf8.RuneError) {
+		return string(o.Get(name))
+	}
+	return text
 }
 
 // stateOf is the identity of a report of the state of what key names.

@@ -29,6 +29,9 @@ func TestIdentity(t *testing.T) {
 		dfnsNoDate           = `{"id":"whe-1","kind":"wallet.tags.modified","data":{"wallet":{"id":"wa-1"},"tagsAdded":["a"]},"timestampSent":1767323045}`
 		osapherNoTime        = `{"event":"verification.completed","data":{"abn":"22222222222","status":"verified"}}`
 		waldoOnlyReq         = `{"requestId":"r-1","event":"evaluation","evaluation":{"type":"fraud","status":"initiated"}}`
+		dfnsNoData           = `{"id":"whe-1","kind":"policy.approval.resolved","date":"2026-01-02T03:04:05.678Z","activityId":"cr-1","timestampSent":1767323045}`
+		osapherNoData        = `{"event":"certificate.issued","timestamp":"2026-01-02T03:04:05.678Z","certificateId":"c-1"}`
+		dataspikeNoPayload   = `{"event_type":"DOCVER","timestamp":"2026-01-02T03:04:05Z","applicant":"a-1"}`
 		trusthubNoProject    = `{"sessionId":"s-1","status":"MANUAL_APPROVED"}`
 	)
 	for _, test := range []struct {
@@ -53,6 +56,8 @@ func TestIdentity(t *testing.T) {
 		{"dataspike", "neither id nor time, other field", dataspikeNothing, swap(dataspikeNothing, `"payload"`, `"sandbox":true,"payload"`), otherState},
 		{"dataspike", "neither id nor time, other applicant", dataspikeNothing, swap(dataspikeNothing, "a-1", "a-2"), unrelated},
 		{"dataspike", "neither id nor time, other type", dataspikeNothing, swap(dataspikeNothing, "DOCVER", "AML"), unrelated},
+		{"dataspike", "no payload, again", dataspikeNoPayload, dataspikeNoPayload, sameKey},
+		{"dataspike", "no payload, other field", dataspikeNoPayload, swap(dataspikeNoPayload, "a-1", "a-2"), unrelated},
 
 		{"dfns", "same attempt", dfnsBody, dfnsBody, sameKey},
 		{"dfns", "two webhooks in a rotation", dfnsBody, swap(dfnsBody, "whe-1", "whe-2", "1767323045", "1767323046"), sameKey},
@@ -71,6 +76,9 @@ func TestIdentity(t *testing.T) {
 		{"dfns", "no date, other data", dfnsNoDate, swap(dfnsNoDate, `["a"]`, `["b"]`), otherState},
 		{"dfns", "no date, other wallet", dfnsNoDate, swap(dfnsNoDate, "wa-1", "wa-2"), unrelated},
 		{"dfns", "no date, other kind", dfnsNoDate, swap(dfnsNoDate, "tags.modified", "created"), unrelated},
+		{"dfns", "no data, retry", dfnsNoData, swap(dfnsNoData, `"id":"whe-1"`, `"id":"whe-2","retryOf":"whe-1","deliveryAttempt":2`, "1767323045", "1767323105"), sameKey},
+		{"dfns", "no data, date changed", dfnsNoData, swap(dfnsNoData, `"id":"whe-1"`, `"id":"whe-2","retryOf":"whe-1"`, ".678Z", ".679Z"), sharedName},
+		{"dfns", "no data, other field", dfnsNoData, swap(dfnsNoData, "whe-1", "whe-2", "cr-1", "cr-2"), unrelated},
 
 		{"osapher", "again", osapherBody, osapherBody, sameKey},
 		{"osapher", "completed and high_risk with one time", osapherBody, swap(osapherBody, "completed", "high_risk"), unrelated},
@@ -79,6 +87,8 @@ func TestIdentity(t *testing.T) {
 		{"osapher", "no time, again", osapherNoTime, osapherNoTime, sameState},
 		{"osapher", "no time, other status", osapherNoTime, swap(osapherNoTime, "verified", "error"), otherState},
 		{"osapher", "no time, other entity", osapherNoTime, swap(osapherNoTime, "2222", "3333"), unrelated},
+		{"osapher", "no data, again", osapherNoData, osapherNoData, sameKey},
+		{"osapher", "no data, other field", osapherNoData, swap(osapherNoData, "c-1", "c-2"), unrelated},
 
 		{"trusthub", "again", trusthubBody, trusthubBody, sameState},
 		{"trusthub", "approved, then rejected", trusthubBody, swap(trusthubBody, "APPROVED", "REJECTED"), otherState},
@@ -90,6 +100,9 @@ func TestIdentity(t *testing.T) {
 		{"trusthub", "no project, again", trusthubNoProject, trusthubNoProject, sameState},
 		{"trusthub", "project and session do not run together", swap(trusthubBody, "p-1", "ab", "s-1", "c"), swap(trusthubBody, "p-1", "a", "s-1", "bc"), unrelated},
 		{"trusthub", "a sessionId that is no UUID", swap(trusthubBody, "s-1", "e7abc715e-a674-48ef-a237-1196ab3664e8"), trusthubBody, unrelated},
+		{"trusthub", "halves of surrogate pairs", swap(trusthubBody, "s-1", `s\ud800`), swap(trusthubBody, "s-1", `s\udfff`), unrelated},
+		{"trusthub", "bytes that are no text", swap(trusthubBody, "s-1", "s\xe8"), swap(trusthubBody, "s-1", "s\xe9"), unrelated},
+		{"trusthub", "bytes that are no text, again", swap(trusthubBody, "s-1", "s\xe8"), swap(trusthubBody, "s-1", "s\xe8"), sameState},
 
 		{"waldo", "requestId, again", waldoBody, waldoBody, sameKey},
 		{"waldo", "requestId, in progress", waldoBody, swap(waldoBody, "initiated", "in_progress"), unrelated},

@@ -176,6 +176,8 @@ func TestMapping(t *testing.T) {
 		{"waldo", "requestId without customerId", `{"event":"onboard","requestId":"r-1"}`, want{"subject": "", "requestid": "r-1", "dedupbasis": "id"}},
 
 		// Values for headers.
+		{"dfns", "reference", swap(dfnsBody, `"wa-1"`, `"wa-1","externalId":"x"`), want{"externalid": "x"}},
+		{"dfns", "reference of another object", swap(dfnsBody, `"tagsAdded"`, `"key":{"externalId":"x"},"tagsAdded"`), want{"externalid": ""}},
 		{"waldo", "longest values", `{"event":"a","customerId":"` + longest + `","externalId":"` + longest + `","requestId":"` + longest + `"}`, want{"subject": longest, "externalid": longest, "requestid": longest}},
 		{"waldo", "values too long", `{"event":"a","customerId":"` + long + `","externalId":"` + long + `","requestId":"` + long + `"}`, want{"subject": "", "externalid": "", "requestid": "", "dedupbasis": "id"}},
 		{"dfns", "values too long", `{"kind":"a","date":"` + long + `","id":"` + long + `","data":{"x":{"id":"` + long + `"}}}`, want{"time": now, "providereventid": "", "subject": "", "dedupbasis": "content"}},
