@@ -66,7 +66,7 @@ func newMetrics(providers []string, reg prometheus.Registerer) (*metrics, error)
 				m.rejections.WithLabelValues(p, string(r))
 			}
 		}
-		for _, r := range quarantineReasons {
+		for _, r := range QuarantineReasons {
 			if p != unknown {
 				m.quarantined.WithLabelValues(p, string(r))
 			}

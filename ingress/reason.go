@@ -36,7 +36,8 @@ const (
 	NotPublishable  Reason = "not_publishable"
 )
 
-var quarantineReasons = []Reason{BodyNotJSON, TypeMissing, IdentityMissing, SchemaViolation, NotPublishable}
+// QuarantineReasons are all reasons to quarantine.
+var QuarantineReasons = []Reason{BodyNotJSON, TypeMissing, IdentityMissing, SchemaViolation, NotPublishable}
 
 // refusals says how each refusal is answered.
 var refusals = map[Reason]struct {

@@ -292,7 +292,7 @@ func overlap(a, b string) bool {
 	return len(as) == len(bs)
 }
 
-// taken reports whether a stream of these subjects takes some of subject.
-func taken(subjects []string, subject string) bool {
+// Taken reports whether a stream of these subjects takes some of subject.
+func Taken(subjects []string, subject string) bool {
 	return slices.ContainsFunc(subjects, func(s string) bool { return overlap(s, subject) })
 }

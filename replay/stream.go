@@ -55,11 +55,11 @@ func (r *run) begin(ctx context.Context, s Selection) error {
 		return err
 	}
 	subjects := info.Config.Subjects
-	if copies := subjectPrefix(r.name) + ">"; taken(subjects, copies) {
+	if copies := subjectPrefix(r.name) + ">"; Taken(subjects, copies) {
 		return fmt.Errorf("%w: copies go to %s, which %s takes itself (%v): choose another subject prefix for it", ErrSubject, copies, r.opts.Stream, subjects)
 	}
 	for _, filter := range s.Filters {
-		if !taken(subjects, filter) {
+		if !Taken(subjects, filter) {
 			return fmt.Errorf("%w: nothing on %s can be in %s, which takes %v", ErrSubject, filter, r.opts.Stream, subjects)
 		}
 	}

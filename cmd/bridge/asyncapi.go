@@ -2,7 +2,9 @@ package main
 
 import "github.com/hookbus/bridge/asyncapi"
 
-type asyncapiCmd struct{}
+type asyncapiCmd struct {
+	JSON bool `help:"Print JSON, which it is in any case."`
+}
 
 func (asyncapiCmd) Help() string {
 	return "The subjects follow BRIDGE_SUBJECT_PREFIX. The admin listener serves the same at /asyncapi.json."

@@ -20,7 +20,7 @@ type devCmd struct{}
 
 // Help says what is special about it.
 func (devCmd) Help() string {
-	return "It is serve on loopback addresses, with the secrets that are not set generated. Every provider's samples are sent over HTTP, signed as the provider would, and shown as a subscriber receives them; then it keeps running."
+	return "It is serve on loopback addresses, without TLS, with the secrets that are not set generated. Every provider's samples are sent over HTTP, signed as the provider would, and shown as a subscriber receives them; then it keeps running."
 }
 
 func (devCmd) Run(c *cli) error {
@@ -33,6 +33,7 @@ func (devCmd) Run(c *cli) error {
 			*addr = "127.0.0.1" + *addr
 		}
 	}
+	cfg.TLSCertFile, cfg.TLSKeyFile = "", "" // a certificate is for another name than localhost
 	if !cfg.explicit["LOG_LEVEL"] {
 		cfg.LogLevel = slog.LevelWarn // the events are what there is to see
 	}
@@ -97,6 +98,9 @@ func tour(ctx context.Context, c *cli, b *bridge, secrets map[string]string) err
 			return d, err
 		}
 		fmt.Fprintf(w, "POST /webhooks/%s  %s  ->  %d %s%s (%v)\n", p.Name, name, d.Status, d.Result, d.Reason, d.Took.Round(100*time.Microsecond))
+		if !d.accepted() {
+			return d, fmt.Errorf("%s %s was not accepted", p.Name, name)
+		}
 		return d, nil
 	}
 	var again func() (delivery, error)

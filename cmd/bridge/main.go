@@ -85,6 +85,12 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 		fmt.Fprintf(stderr, "bridge: %v\nTry: bridge --help\n", err)
 		return exitUsage
 	}
+	for _, p := range command.Path { // --consumer "$UNSET" is not to do what it does without --consumer
+		if p.Flag != nil && p.Flag.Target.Kind() == reflect.String && p.Flag.Target.String() == "" {
+			fmt.Fprintf(stderr, "bridge: --%s has no value\n", p.Flag.Name)
+			return exitUsage
+		}
+	}
 	err = command.Run(c)
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, nats.ErrPermissionViolation) {
 		err = cause // and not that nobody answered

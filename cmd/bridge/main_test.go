@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -192,6 +193,23 @@ func TestDev(t *testing.T) {
 	}
 }
 
+func TestDevWithTLS(t *testing.T) {
+	dir := t.TempDir()
+	natstest.WriteCertificate(t, dir, 1)
+	r := launch(t, environment(t, "BRIDGE_TLS_CERT_FILE="+filepath.Join(dir, "tls.crt"), "BRIDGE_TLS_KEY_FILE="+filepath.Join(dir, "tls.key")), "dev")
+	natstest.Eventually(t, 30*time.Second, "the tour is over", func() bool { return strings.Contains(r.stdout.String(), "send waldo") })
+	if code := r.stop(t); code != exitDone {
+		t.Errorf("exit %d: %s", code, r.stderr.String())
+	}
+}
+
+func TestDevIsRefused(t *testing.T) {
+	code, stdout, stderr := command(t, environment(t, "BRIDGE_MAX_BODY_BYTES=100"), "dev")
+	if code != exitFailed || !strings.Contains(stdout, "413 body_too_large") || !strings.Contains(stderr, "was not accepted") {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+}
+
 func TestDevWithEmptySecretsFile(t *testing.T) {
 	code, _, stderr := command(t, environment(t, "BRIDGE_WALDO_SECRETS_FILE="+file(t, "\n")), "dev")
 	if code != exitFailed || !strings.Contains(stderr, "BRIDGE_WALDO_SECRETS_FILE: holds no secret") {
@@ -344,13 +362,14 @@ func TestUsage(t *testing.T) {
 		"tail --since soon":             "--since",
 		"tail --since=-1h":              "--since",
 		"serve --port 1":                "unknown flag",
+		"replay --consumer= --since 1h": "--consumer has no value",
 	} {
 		code, _, stderr := command(t, environment(t), strings.Fields(args)...)
 		if code != exitUsage || !strings.Contains(stderr, want) {
 			t.Errorf("bridge %s: exit %d: %s", args, code, stderr)
 		}
 	}
-	for _, args := range []string{"--help", "serve --help", "dev --help", "send --help", "tail --help", "replay --help", "version --help", "version", "version --json"} {
+	for _, args := range []string{"--help", "serve --help", "dev --help", "send --help", "tail --help", "replay --help", "version --help", "version", "version --json", "asyncapi --json"} {
 		code, stdout, stderr := command(t, nil, strings.Fields(args)...)
 		if code != exitDone || stdout == "" || stderr != "" {
 			t.Errorf("bridge %s: exit %d: %s%s", args, code, stdout, stderr)
@@ -405,6 +424,9 @@ func TestSendAndTail(t *testing.T) {
 	if out := send(exitFailed, "osapher", "--secret", "x"); !strings.Contains(out, "404 unknown_provider") {
 		t.Errorf("provider without secret: %s", out)
 	}
+	if code, _, stderr := command(t, environ, "tail", "--filter", "other.>"); code != exitUsage || !strings.Contains(stderr, "the stream has webhooks.>") {
+		t.Errorf("a filter outside of the stream: exit %d: %s", code, stderr)
+	}
 	natstest.Eventually(t, 10*time.Second, "tail has printed the five events", func() bool { return strings.Count(tail.stdout.String(), "\n") >= 5 })
 	for line := range strings.Lines(tail.stdout.String()) {
 		var ce struct {
@@ -420,6 +442,34 @@ func TestSendAndTail(t *testing.T) {
 	}
 	if code := r.stop(t); code != exitDone {
 		t.Errorf("serve: exit %d: %s", code, r.stderr.String())
+	}
+}
+
+// What answers is no bridge.
+func TestSendElsewhere(t *testing.T) {
+	var got atomic.Int32
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got.Add(1)
+		switch r.URL.Path {
+		case "/moved":
+			http.Redirect(w, r, "/plain", http.StatusMovedPermanently)
+		case "/broken":
+			w.WriteHeader(http.StatusBadGateway)
+			fmt.Fprint(w, `{"status":200,"provider":"x","result":"accepted"}`)
+		case "/escapes":
+			w.WriteHeader(http.StatusBadGateway)
+			fmt.Fprint(w, `{"reason":"\u001b[2J"}`)
+		}
+	}))
+	defer s.Close()
+	for path, want := range map[string]string{"/moved": "waldo  301", "/broken": "waldo  502", "/escapes": "waldo  502", "/plain": "waldo  200  ("} {
+		code, stdout, _ := command(t, environment(t), "send", "waldo", "--secret", "s", "--url", s.URL+path)
+		if code != exitFailed || !strings.HasPrefix(stdout, want) || strings.Contains(stdout, "\x1b") {
+			t.Errorf("%s: exit %d: %q", path, code, stdout)
+		}
+	}
+	if n := got.Load(); n != 4 {
+		t.Errorf("%d requests", n)
 	}
 }
 

@@ -51,7 +51,15 @@ func (s selected) check() error {
 	case len(s.Sequence) > 0 && (s.All || byKind), s.All && byKind:
 		return usageError("numbers, --reason or --provider, and --all exclude each other")
 	}
-	return checkProvider(s.Provider)
+	return checkKind(s.Provider, s.Reason)
+}
+
+// checkKind finds a provider or a reason that there is not.
+func checkKind(provider, reason string) error {
+	if reason != "" && !slices.Contains(ingress.QuarantineReasons, ingress.Reason(reason)) {
+		return usageError(fmt.Sprintf("--reason %s: it is one of %s", reason, strings.Trim(fmt.Sprint(ingress.QuarantineReasons), "[]")))
+	}
+	return checkProvider(provider)
 }
 
 // find returns what is selected, without bodies.
@@ -147,7 +155,7 @@ func toJSON(item bus.Quarantined) quarantinedJSON {
 }
 
 func (l *quarantineLs) Run(c *cli) error {
-	if err := checkProvider(l.Provider); err != nil {
+	if err := checkKind(l.Provider, l.Reason); err != nil {
 		return err
 	}
 	return quarantine(c, func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error {
@@ -164,7 +172,11 @@ func (l *quarantineLs) Run(c *cli) error {
 			return nil
 		}
 		if len(items) == 0 {
-			_, err := fmt.Fprintln(c.stdout, "There is nothing in the quarantine.")
+			nothing := "There is nothing in the quarantine."
+			if l.Provider+l.Reason != "" {
+				nothing = "There is nothing like that in the quarantine."
+			}
+			_, err := fmt.Fprintln(c.stdout, nothing)
 			return err
 		}
 		w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
@@ -202,7 +214,7 @@ func (s *quarantineShow) Run(c *cli) error {
 // readError says why one cannot be read.
 func readError(cfg *config, sequence uint64, err error) error {
 	switch {
-	case errors.Is(err, jetstream.ErrMsgNotFound):
+	case errors.Is(err, jetstream.ErrMsgNotFound), sequence == 0: // which the server takes for no question
 		return fmt.Errorf("there is no %d in the quarantine; bridge quarantine ls lists it", sequence)
 	case errors.Is(err, jetstream.ErrObjectNotFound), errors.Is(err, jetstream.ErrBucketNotFound):
 		return fmt.Errorf("%d: its body is no longer in the object store", sequence)

@@ -23,7 +23,7 @@ type sendCmd struct {
 	Provider string `arg:"" enum:"${providers}" help:"One of ${providers}."`
 	File     string `help:"Send this body, byte for byte, instead of a sample (- for standard input). Where the provider signs a time in the body, that is set to now." placeholder:"FILE"`
 	Type     string `help:"Send the sample of this event type or name." placeholder:"TYPE"`
-	URL      string `help:"The bridge's address, with or without the path (http:// and BRIDGE_LISTEN_ADDR by default)." placeholder:"URL"`
+	URL      string `help:"The bridge's address, with or without the path (BRIDGE_LISTEN_ADDR by default)." placeholder:"URL"`
 	Secret   string `help:"Secret to sign with (the first of BRIDGE_<PROVIDER>_SECRETS by default)." placeholder:"SECRET"`
 	Count    int    `help:"How many to send." default:"1" placeholder:"N"`
 	Repeat   bool   `help:"Send the same event every time; without it each is a new event, with ids and times of its own."`
@@ -53,7 +53,7 @@ func (s *sendCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
-	address, err := s.address(cfg.ListenAddr)
+	address, err := s.address(cfg)
 	if err != nil {
 		return err
 	}
@@ -71,13 +71,13 @@ func (s *sendCmd) Run(c *cli) error {
 		if err != nil {
 			return err
 		}
-		if r.Status != http.StatusOK {
+		if !r.accepted() {
 			refused++
 		}
 		if s.JSON {
 			err = printJSON(c.stdout, r)
 		} else {
-			_, err = fmt.Fprintln(c.stdout, r)
+			_, err = fmt.Fprintln(c.stdout, harmless(r.String()))
 		}
 		if err != nil {
 			return err
@@ -122,16 +122,20 @@ func (s *sendCmd) secret(source secretSource) (string, error) {
 }
 
 // address completes the URL with what it lacks.
-func (s *sendCmd) address(listen string) (string, error) {
+func (s *sendCmd) address(cfg *config) (string, error) {
 	if s.URL == "" {
-		host, port, err := net.SplitHostPort(listen)
+		host, port, err := net.SplitHostPort(cfg.ListenAddr)
 		if err != nil {
 			return "", err
 		}
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 			host = "localhost"
 		}
-		return "http://" + net.JoinHostPort(host, port) + "/webhooks/" + s.Provider, nil
+		scheme := "http://"
+		if cfg.TLSCertFile != "" {
+			scheme = "https://"
+		}
+		return scheme + net.JoinHostPort(host, port) + "/webhooks/" + s.Provider, nil
 	}
 	u, err := url.Parse(s.URL)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -145,17 +149,28 @@ func (s *sendCmd) address(listen string) (string, error) {
 
 // delivery is the answer to a webhook that was sent.
 type delivery struct {
-	Provider string        `json:"provider"`
-	Status   int           `json:"status"`
-	Result   string        `json:"result,omitempty"`
-	ID       string        `json:"id,omitempty"`
-	Reason   string        `json:"reason,omitempty"`
-	Took     time.Duration `json:"took_ns"`
+	Provider string `json:"provider"`
+	Status   int    `json:"status"`
+	told
+	Took time.Duration `json:"took_ns"`
 }
+
+// told is what a bridge says; what is none may say anything.
+type told struct {
+	Result string `json:"result,omitempty"`
+	ID     string `json:"id,omitempty"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// accepted reports whether a bridge has taken the webhook.
+func (d delivery) accepted() bool { return d.Status == http.StatusOK && d.Result != "" }
 
 func (d delivery) String() string {
 	return strings.TrimRight(fmt.Sprintf("%s  %d %s%s  %s", d.Provider, d.Status, d.Result, d.Reason, d.ID), " ") + fmt.Sprintf("  (%v)", d.Took.Round(100*time.Microsecond))
 }
+
+// asProvider is a client that follows no redirect.
+var asProvider = http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 
 // deliver signs the body and sends it as the provider would.
 func deliver(ctx context.Context, address string, p normalize.Provider, secret string, body []byte, now time.Time) (delivery, error) {
@@ -172,7 +187,7 @@ func deliver(ctx context.Context, address string, p normalize.Provider, secret s
 	}
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set(header, value)
-	response, err := http.DefaultClient.Do(request)
+	response, err := asProvider.Do(request)
 	if err != nil {
 		return d, err
 	}
@@ -183,7 +198,7 @@ func deliver(ctx context.Context, address string, p normalize.Provider, secret s
 		return d, err
 	}
 	d.Took = time.Since(now)
-	json.Unmarshal(answer, &d) // what is not ours has no result and no reason
+	json.Unmarshal(answer, &d.told)
 	return d, nil
 }
 

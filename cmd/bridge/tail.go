@@ -111,7 +111,14 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 		start := time.Now().Add(-t.Since)
 		wanted.DeliverPolicy, wanted.OptStartTime = jetstream.DeliverByStartTimePolicy, &start
 	}
-	consumer, err := js.OrderedConsumer(ctx, cfg.Stream, wanted)
+	stream, err := js.Stream(ctx, cfg.Stream)
+	if err != nil {
+		return streamError(cfg.Stream, "STREAM", err)
+	}
+	if subjects := stream.CachedInfo().Config.Subjects; t.Filter != "" && !replay.Taken(subjects, t.Filter) {
+		return usageError(fmt.Sprintf("--filter %s: the stream has %s", t.Filter, strings.Join(subjects, ", ")))
+	}
+	consumer, err := stream.OrderedConsumer(ctx, wanted)
 	if err != nil {
 		return streamError(cfg.Stream, "STREAM", err)
 	}
