@@ -133,8 +133,8 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	if b.nc, err = nats.Connect(cfg.URL, options...); err != nil {
 		return nil, fmt.Errorf("connecting to NATS: %w", err)
 	}
-	// What is waited for by others than Publish is given up before that.
-	if b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncTimeout(apiTimeout)); err != nil {
+	// Who publishes has timeouts of his own.
+	if b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncTimeout(storeTimeout), jetstream.WithPublishAsyncMaxPending(1<<16)); err != nil {
 		b.nc.Close()
 		return nil, err
 	}

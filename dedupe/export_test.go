@@ -2,8 +2,50 @@ package dedupe
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/hookbus/bridge/bus"
 )
+
+// HasStored has the deduper believe that it has stored that.
+func (d *Deduper) HasStored(stream time.Time, sequence uint64, id string) {
+	d.saw(entry{Stream: stream.UnixNano(), storedEvent: storedEvent{Sequence: sequence, ID: id}})
+}
+
+// SlowDisk has the bucket written as by a server that syncs every write: one entry
+// after the other, also those that nobody waits for any more, and those written
+// together are acknowledged together. It returns how many were.
+func (d *Deduper) SlowDisk(sync time.Duration) (written *atomic.Int64) {
+	disk := &slowDisk{index: d.index, sync: sync}
+	d.index = disk
+	return &disk.written
+}
+
+type slowDisk struct {
+	index
+	sync    time.Duration
+	mu      sync.Mutex
+	written atomic.Int64
+}
+
+func (s *slowDisk) put(ctx context.Context, entries ...bus.Entry) error {
+	done := make(chan error, 1)
+	go func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		time.Sleep(time.Duration(len(entries)) * s.sync)
+		s.written.Add(int64(len(entries)))
+		done <- s.index.put(context.Background(), entries...)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // HearsLate has the deduper believe that the stream is the one created then,
 // until it asks in any case.

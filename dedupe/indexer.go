@@ -32,13 +32,15 @@ const (
 // Indexer writes the names of stored events into the bucket. Every replica
 // runs one; they share the work.
 type Indexer struct {
-	bus     *bus.Bus
-	dedupe  *Deduper
-	log     *slog.Logger
-	lag     atomic.Pointer[measured]
-	unnamed prometheus.Counter
-	pause   time.Duration // between small batches
-	stale   time.Time     // since when the consumer is of another bucket or stream; zero: it is not
+	bus      *bus.Bus
+	dedupe   *Deduper
+	log      *slog.Logger
+	lag      atomic.Pointer[measured]
+	unnamed  prometheus.Counter
+	pause    time.Duration // between small batches
+	patience atomic.Int64  // with one write, a duration
+	slowly   sync.Mutex    // held by who writes while writes are slow
+	stale    time.Time     // since when the consumer is of another bucket or stream; zero: it is not
 }
 
 // NewIndexer returns an indexer; [Indexer.Run] does the work.
@@ -48,6 +50,7 @@ func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registe
 		Help: "Messages in the stream without the bridge's headers, which the indexer passed over.",
 	})}
 	x.lag.Store(&measured{})
+	x.patience.Store(2 * int64(indexTimeout)) // nothing is known of how fast writes are
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		x.unnamed,
@@ -86,6 +89,7 @@ const (
 	indexPause      = 50 * time.Millisecond
 	indexAckWait    = 3 * time.Second
 	indexRetry      = 250 * time.Millisecond
+	indexPatience   = 30 * time.Second       // with a write, at most
 	indexHeartbeat  = 500 * time.Millisecond // after two without one the consumer is looked for again
 	drainTimeout    = time.Second
 	measureLagEvery = 2 * time.Second
@@ -148,10 +152,19 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 	}
 	next, giveUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer giveUp()
+	taken := taken{since: make(map[jetstream.Msg]time.Time)}
+	over := make(chan struct{})
+	defer close(over)
+	go taken.keep(over)
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
+	writing, stopWriting := context.WithCancel(context.Background())
+	defer stopWriting()
 	var wg sync.WaitGroup
-	defer wg.Wait()
+	defer func() {
+		defer time.AfterFunc(drainTimeout, stopWriting).Stop()
+		wg.Wait()
+	}()
 	defer cancel()
 	defer close(ended)
 	wg.Go(func() {
@@ -167,7 +180,7 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 		wait(context.Background(), ended, drainTimeout)
 		giveUp()
 	})
-	work := make(chan jetstream.Msg, indexBatch)
+	work := make(chan jetstream.Msg, indexPending)
 	defer close(work)
 	batches := make(chan []jetstream.Msg)
 	wg.Go(func() {
@@ -181,7 +194,7 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 	for range indexWorkers {
 		wg.Go(func() {
 			for msgs := range batches {
-				x.handle(msgs, st)
+				x.handle(writing, msgs, st, &taken)
 			}
 		})
 	}
@@ -195,6 +208,7 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 		case ctx.Err() != nil:
 			msg.Nak() // for the next indexer, at once
 		default:
+			taken.add(msg)
 			work <- msg
 		}
 	}
@@ -291,12 +305,74 @@ func (x *Indexer) gather(work <-chan jetstream.Msg, batches chan<- []jetstream.M
 	}
 }
 
-// handle writes the names of messages and acknowledges them; what fails comes
-// again.
-func (x *Indexer) handle(msgs []jetstream.Msg, st *bus.State) {
-	// Not the caller's context: what was begun is finished, within the bounds
-	// of each write.
-	ctx := context.Background()
+// taken is the messages that wait for being indexed or are, which as a rule takes
+// milliseconds. Where it takes longer, they are not to come again meanwhile: they
+// would be written again behind what is being written.
+type taken struct {
+	mu    sync.Mutex
+	since map[jetstream.Msg]time.Time
+}
+
+func (t *taken) add(msg jetstream.Msg) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.since[msg] = time.Now()
+}
+
+func (t *taken) remove(msg jetstream.Msg) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.since, msg)
+}
+
+// keep tells the server of them until the end.
+func (t *taken) keep(end <-chan struct{}) {
+	const every = indexAckWait / 4
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-end:
+			return
+		case <-tick.C:
+		}
+		t.mu.Lock()
+		for msg, since := range t.since {
+			if time.Since(since) > every {
+				msg.InProgress()
+			}
+		}
+		t.mu.Unlock()
+	}
+}
+
+// put writes entries. It waits longer after writes that took long, since a server
+// that syncs each acknowledges none of those that came at a time before it has
+// stored all; and then one batch at a time, or they would wait for each other.
+func (x *Indexer) put(ctx context.Context, entries []bus.Entry) error {
+	if x.patience.Load() > int64(indexTimeout) {
+		x.slowly.Lock()
+		defer x.slowly.Unlock()
+	}
+	patience, begun := x.patience.Load(), time.Now()
+	within, cancel := context.WithTimeout(ctx, time.Duration(patience))
+	defer cancel()
+	err := x.dedupe.index.put(within, entries...)
+	switch {
+	case err == nil:
+		x.patience.Store(min(max(int64(indexTimeout), 4*int64(time.Since(begun))), int64(indexPatience)))
+	case ctx.Err() == nil:
+		x.dedupe.errors.Inc()
+		if errors.Is(err, context.DeadlineExceeded) {
+			x.patience.CompareAndSwap(patience, min(2*patience, int64(indexPatience)))
+		}
+	}
+	return err
+}
+
+// handle writes the names of messages and acknowledges them; what fails, or is not
+// done when ctx ends, comes again.
+func (x *Indexer) handle(ctx context.Context, msgs []jetstream.Msg, st *bus.State, taken *taken) {
 	failpoint.Hit("index-write")
 	var entries []bus.Entry
 	reports := make([]*report, len(msgs))
@@ -306,12 +382,13 @@ func (x *Indexer) handle(msgs []jetstream.Msg, st *bus.State) {
 	}
 	var failed error
 	if len(entries) > 0 {
-		failed = x.dedupe.put(ctx, entries...)
+		failed = x.put(ctx, entries)
 	}
 	begun := time.Now()
 	var wg sync.WaitGroup
 	for i, msg := range msgs {
 		done := func(err error) {
+			taken.remove(msg)
 			if err != nil {
 				msg.NakWithDelay(indexRetry)
 				return
@@ -320,7 +397,7 @@ func (x *Indexer) handle(msgs []jetstream.Msg, st *bus.State) {
 			// An acknowledgement that cannot be sent would be waited for; after that
 			// wait the message comes again anyway.
 			for msg.Ack() != nil && time.Since(begun) < indexAckWait {
-				wait(ctx, nil, 20*time.Millisecond)
+				wait(context.Background(), nil, 20*time.Millisecond)
 			}
 		}
 		if r := reports[i]; r != nil && failed == nil {

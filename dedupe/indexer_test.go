@@ -142,6 +142,24 @@ func TestLagShowsThatThereIsNoBucket(t *testing.T) {
 }
 
 // What is the matter with the quarantine is no matter of the index.
+// What is waited for longer than messages are out and writes may take as a rule is
+// written all the same, and not again and again.
+func TestIndexerOnASlowDisk(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	const events = 300
+	for i := range events {
+		b.stores(transfer(fmt.Sprint("we-", i), "2026-07-01T10:00:00.000Z", fmt.Sprint("we-x", i), fmt.Sprint("t-", i)))
+	}
+	const names = 3 * events
+	written := b.dedupe.SlowDisk(8 * time.Millisecond)
+	b.index()
+	b.indexed()
+	if n := written.Load(); n < names || n > names+names/2 {
+		t.Errorf("%d entries written, want %d and few of them twice", n, names)
+	}
+}
+
 func TestIndexerNeedsNoQuarantine(t *testing.T) {
 	t.Parallel()
 	b := startUnmanaged(t)
