@@ -147,9 +147,12 @@ func (r *reporting) ask(ctx context.Context, after uint64) bool {
 	if r.certain { // the caller tries again
 		patience = indexTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	return r.complete(ctx, after)
+	asked := func() bool {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		return r.complete(ctx, after)
+	}
+	return asked() || r.lost(ctx) && asked()
 }
 
 // mark announces the report's state and returns the mark with whose token it is
