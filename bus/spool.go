@@ -52,8 +52,10 @@ type Spool struct {
 	mu    sync.RWMutex // the store is not closed under those who use it
 	store *spoolStore  // nil: broken
 
-	order  chan struct{} // holds one element while somebody writes
-	newest time.Time     // receipt of what was written last
+	waiting waiting
+	places  chan struct{} // of who writes
+	order   chan struct{} // holds one element while somebody writes
+	newest  time.Time     // receipt of what was written last
 
 	// Of Run only:
 	parked map[string]time.Time // entities that wait after a failure, and until when
@@ -68,6 +70,7 @@ const (
 	probeBytes   = 256 << 10 // what the disk must have room for
 	ballastBytes = 1 << 20
 	spoolTimeout = 800 * time.Millisecond // for one write or read
+	spoolPlaces  = 8                      // the server acknowledges all that came together at their end
 	spoolRetry   = 250 * time.Millisecond // between attempts to hand over
 	spoolPark    = 2 * time.Second        // for an entity while the bus takes others
 	spoolReopen  = time.Second
@@ -90,7 +93,7 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 	if err != nil {
 		return nil, fmt.Errorf("BRIDGE_SPOOL_DIR: %w", err)
 	}
-	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), order: make(chan struct{}, 1), parked: make(map[string]time.Time)}
+	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), places: make(chan struct{}, spoolPlaces), order: make(chan struct{}, 1), parked: make(map[string]time.Time)}
 	err = reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "bridge_spool_messages",
 		Help: "Webhooks on this machine's disk that wait for the bus.",
@@ -106,24 +109,8 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 // Len returns how many messages the spool holds.
 func (s *Spool) Len() int { return int(s.count.Load()) }
 
-// Events returns how many of them are events. As long as there are any, new ones
-// must go behind them.
+// Events returns how many of them are events.
 func (s *Spool) Events() int { return int(s.events.Load()) }
-
-// Empty reports whether there are none. For the last few, while they leave, it
-// waits: else those who come one after the other as fast as they leave would keep
-// the spool in use for ever.
-func (s *Spool) Empty(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, spoolRetry)
-	defer cancel()
-	for s.Events() > 0 {
-		if !s.moving.Load() || s.Events() > spoolFew || ctx.Err() != nil {
-			return false
-		}
-		wait(ctx, time.Millisecond)
-	}
-	return true
-}
 
 // Problem says why the spool takes nothing; it is empty if it does.
 func (s *Spool) Problem() string {
@@ -167,6 +154,10 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 }
 
 func (s *Spool) put(caller context.Context, item Spooled) error {
+	if err := s.place(caller); err != nil {
+		return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
+	}
+	defer func() { <-s.places }()
 	ctx, cancel := withTimeout(caller, spoolTimeout)
 	defer cancel()
 	for s.slow.Load() || !s.mu.TryRLock() { // it is being probed, or opened
@@ -179,7 +170,7 @@ func (s *Spool) put(caller context.Context, item Spooled) error {
 		return fmt.Errorf("%w: %s", ErrUnavailable, s.Problem())
 	}
 	failpoint.Hit("spool-write")
-	s.add(item.Event != nil, 1)
+	s.add(item, 1)
 	err := s.write(ctx, item)
 	if err == nil {
 		failpoint.Hit("spool-written")
@@ -193,7 +184,7 @@ func (s *Spool) put(caller context.Context, item Spooled) error {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		s.unsure.Store(true) // it may be stored yet, and would not be counted
 	} else {
-		s.add(item.Event != nil, -1)
+		s.add(item, -1)
 	}
 	var api *jetstream.APIError
 	switch {
@@ -210,10 +201,28 @@ func (s *Spool) put(caller context.Context, item Spooled) error {
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
 }
 
-func (s *Spool) add(event bool, n int64) {
-	s.count.Add(n)
-	if event {
-		s.events.Add(n)
+// place waits for the turn to write, which comes also on a disk that is slow, and
+// does not on one that stands still.
+func (s *Spool) place(ctx context.Context) error {
+	for {
+		select {
+		case s.places <- struct{}{}:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(spoolTimeout):
+			if s.slow.Load() {
+				return context.DeadlineExceeded
+			}
+		}
+	}
+}
+
+func (s *Spool) add(item Spooled, n int) {
+	s.count.Add(int64(n))
+	if item.Event != nil {
+		s.events.Add(int64(n))
+		s.waiting.add(item.entity(), n)
 	}
 }
 

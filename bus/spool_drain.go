@@ -26,7 +26,6 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 			continue
 		}
 		n, err := s.drain(ctx, limit, handOver)
-		s.moving.Store(n > 0 && !errors.Is(err, ErrUnavailable))
 		if n > 0 && s.full.Swap(false) {
 			s.problem("")
 		}
@@ -95,8 +94,10 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 		switch {
 		case failed == nil:
 			failpoint.Hit("drain-stored")
+			s.moving.Store(true)
 			done[m.sequence] = true
 		case errors.Is(failed, ErrUnavailable):
+			s.moving.Store(false)
 			err = failed
 			s.parked[key] = time.Now().Add(spoolPark)
 		default:
@@ -136,7 +137,11 @@ func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
 			s.unsure.Store(true)
 			return s.fail("removing", err)
 		}
-		s.add(m.event, -1)
+		s.count.Add(-1)
+		if m.event {
+			s.events.Add(-1)
+			s.waiting.removed(m.entity(), m.sequence)
+		}
 	}
 	return nil
 }
@@ -229,7 +234,9 @@ func (s *Spool) countStored(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	events := info.State.Subjects[eventSubject]
 	s.count.Store(int64(info.State.Msgs))
-	s.events.Store(int64(info.State.Subjects[eventSubject]))
+	s.events.Store(int64(events))
+	s.waiting.reset(int(events), info.State.LastSeq)
 	return nil
 }

@@ -526,6 +526,67 @@ func TestSpoolKeepsCopies(t *testing.T) {
 	}
 }
 
+// While the bus takes what it is given, an event goes behind those of its entity
+// only: else those who come would keep the spool in use where the disk is slow. After
+// a restart it goes behind all that was there.
+func TestSpoolLetsOthersPass(t *testing.T) {
+	cfg := spoolConfig(t.TempDir())
+	s := openSpool(t, cfg)
+	behind := func(entity string) bool {
+		t.Helper()
+		return s.Behind(t.Context(), bus.Spooled{Event: entityEvent(t, entity, 1)})
+	}
+	if behind("a") {
+		t.Error("behind nothing")
+	}
+	mustPut(t, s, bus.Spooled{Event: entityEvent(t, "a", 1)})
+	if !behind("a") || !behind("b") {
+		t.Error("past others while the bus takes nothing")
+	}
+	var taken, away atomic.Bool
+	taken.Store(true)
+	handOver := func(_ context.Context, item bus.Spooled) error {
+		switch {
+		case away.Load():
+			return bus.ErrUnavailable
+		case item.Event.CloudEvent.Subject() == "a" && !taken.Load():
+			return errors.New("in doubt")
+		}
+		return nil
+	}
+	stop := s.run(handOver)
+	natstest.Eventually(t, within, "a has left", func() bool { return s.Len() == 0 })
+	taken.Store(false)
+	mustPut(t, s, bus.Spooled{Event: entityEvent(t, "a", 2)})
+	mustPut(t, s, bus.Spooled{Event: entityEvent(t, "b", 1)})
+	natstest.Eventually(t, within, "b passes a", func() bool { return !behind("b") })
+	if !behind("a") {
+		t.Error("a passes a")
+	}
+	away.Store(true)
+	s.Stalled()
+	mustPut(t, s, bus.Spooled{Event: entityEvent(t, "c", 1)})
+	if !behind("b") {
+		t.Error("past others while the bus takes nothing")
+	}
+	stop()
+	s.Close()
+
+	s = openSpool(t, cfg)
+	defer s.Close()
+	away.Store(false)
+	defer s.run(handOver)()
+	natstest.Eventually(t, within, "c has left", func() bool { return s.Len() == 1 })
+	if !behind("b") {
+		t.Error("past what was there before")
+	}
+	taken.Store(true)
+	natstest.Eventually(t, within, "a has left", func() bool { return s.Len() == 0 })
+	if behind("a") || behind("b") {
+		t.Error("behind nothing")
+	}
+}
+
 // A write that was given up and is stored all the same is counted, or what comes
 // later would not go behind it.
 func TestSpoolCountsWhatComesLate(t *testing.T) {

@@ -19,8 +19,10 @@ type Spool interface {
 	Put(context.Context, bus.Spooled) error
 	// Len returns how many wait in it.
 	Len() int
-	// Empty reports whether no event waits in it.
-	Empty(context.Context) bool
+	// Behind reports whether an item must go behind what waits in it.
+	Behind(context.Context, bus.Spooled) bool
+	// Stalled says that the bus takes nothing.
+	Stalled()
 	// Problem says why it takes nothing; it is empty if it does.
 	Problem() string
 	// Warning says what damage may have been done to what it held.
@@ -45,7 +47,7 @@ func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time
 	once := h.dedupe.Once
 	if h.spool != nil {
 		once = h.dedupe.OnceCertain
-		if item.Event != nil && !h.spool.Empty(ctx) || item.Rejected != nil && h.spool.Len() > 0 {
+		if h.spool.Behind(ctx, item) {
 			if a, err := h.put(ctx, &item); err == nil {
 				return a
 			}
@@ -64,6 +66,9 @@ func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time
 	}
 	a, err := h.deliver(inTime, &item, once)
 	if err != nil && h.spool != nil {
+		if item.Event != nil && errors.Is(err, bus.ErrUnavailable) {
+			h.spool.Stalled()
+		}
 		// What came while this was under way came before it: a copy among that
 		// may be stored.
 		if e := item.Event; e != nil && e.Identity.Judged() {

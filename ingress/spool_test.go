@@ -401,10 +401,11 @@ func (s *stuck) Put(context.Context, bus.Spooled) error {
 	s.puts.Add(1)
 	return bus.ErrUnavailable
 }
-func (*stuck) Len() int                   { return 1 }
-func (*stuck) Empty(context.Context) bool { return false }
-func (*stuck) Problem() string            { return "spool: full" }
-func (*stuck) Warning() string            { return "" }
+func (*stuck) Len() int                                 { return 1 }
+func (*stuck) Behind(context.Context, bus.Spooled) bool { return true }
+func (*stuck) Stalled()                                 {}
+func (*stuck) Problem() string                          { return "spool: full" }
+func (*stuck) Warning() string                          { return "" }
 
 // What a spool holds may come between a report and the one before it in the
 // stream. While it takes nothing more, the report passes, and is stored.
@@ -459,7 +460,7 @@ func (s *roomy) Put(_ context.Context, item bus.Spooled) error {
 	s.got = append(s.got, item)
 	return nil
 }
-func (*roomy) Empty(context.Context) bool { return true }
+func (*roomy) Behind(context.Context, bus.Spooled) bool { return false }
 
 // A report that was under way before it went into the spool is judged by when it
 // went there: a copy that came meanwhile may be stored.

@@ -1,0 +1,77 @@
+package bus
+
+import (
+	"context"
+	"hash/maphash"
+	"sync"
+	"time"
+)
+
+// waiting knows which entities have events in the spool. Of what the store held
+// when it was opened it knows no entity: as long as some of that waits, all have.
+type waiting struct {
+	mu       sync.Mutex
+	seed     maphash.Seed
+	entities map[uint64]int // events by the entity's hash
+	older    int            // events that were there when the store was opened
+	last     uint64         // the sequence of the last of them; of Run only
+}
+
+// reset says what the store holds.
+func (w *waiting) reset(events int, last uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.seed, w.entities, w.older, w.last = maphash.MakeSeed(), make(map[uint64]int), events, last
+}
+
+// add counts an event that is about to be written or, with -1, is not after all.
+func (w *waiting) add(entity string, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	hash := maphash.String(w.seed, entity)
+	if w.entities[hash] += n; w.entities[hash] <= 0 {
+		delete(w.entities, hash)
+	}
+}
+
+// removed says that an event was removed from the store.
+func (w *waiting) removed(entity string, sequence uint64) {
+	if sequence > w.last {
+		w.add(entity, -1)
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.older--
+}
+
+func (w *waiting) has(entity string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.older > 0 || w.entities[maphash.String(w.seed, entity)] > 0
+}
+
+// Stalled says that the bus has not taken something.
+func (s *Spool) Stalled() { s.moving.Store(false) }
+
+// Behind reports whether an item has to be put behind what waits: an event behind
+// those of its entity and, while the bus takes nothing, behind all; a rejected body
+// behind whatever waits. For the last few events, while they leave, it waits: else
+// those who come one after the other as fast as they leave would keep the spool in
+// use for ever.
+func (s *Spool) Behind(ctx context.Context, item Spooled) bool {
+	if item.Event == nil {
+		return s.Len() > 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, spoolRetry)
+	defer cancel()
+	for entity := item.entity(); s.Events() > 0; wait(ctx, time.Millisecond) {
+		if s.moving.Load() && !s.waiting.has(entity) {
+			return false
+		}
+		if !s.moving.Load() || s.Events() > spoolFew || ctx.Err() != nil {
+			return true
+		}
+	}
+	return false
+}
