@@ -354,6 +354,9 @@ func (x *Indexer) put(ctx context.Context, entries []bus.Entry) error {
 		x.slowly.Lock()
 		defer x.slowly.Unlock()
 	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	patience, begun := x.patience.Load(), time.Now()
 	within, cancel := context.WithTimeout(ctx, time.Duration(patience))
 	defer cancel()
