@@ -88,7 +88,8 @@ func (c *gatheringConn) write() {
 		c.next = c.free[:0]
 		c.changed.Broadcast() // there is room
 		c.mu.Unlock()
-		err := c.send(out)
+		c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+		_, err := c.Conn.Write(out)
 		c.mu.Lock()
 		c.free = nil
 		if cap(out) <= mostGathered {
@@ -102,19 +103,6 @@ func (c *gatheringConn) write() {
 		c.gaveUp = true
 		c.Conn.Close()
 	}
-}
-
-// send writes as much at a time as a slow link takes within the timeout.
-func (c *gatheringConn) send(out []byte) error {
-	for len(out) > 0 {
-		part := out[:min(len(out), mostGathered)]
-		c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
-		if _, err := c.Conn.Write(part); err != nil {
-			return err
-		}
-		out = out[len(part):]
-	}
-	return nil
 }
 
 // Read says, where the connection was closed for an error of a write, which.

@@ -113,23 +113,6 @@ func TestGatheringConnTakesLargeMessages(t *testing.T) {
 	}
 }
 
-// A large message goes out also over a link that takes seconds for it.
-func TestGatheringConnOnASlowLink(t *testing.T) {
-	t.Parallel()
-	client, server := net.Pipe() // without a buffer
-	c := gathering(client)
-	c.SetDeadline(time.Time{})
-	const parts = 4
-	c.Write(make([]byte, parts*mostGathered))
-	for range parts {
-		time.Sleep(writeTimeout / 3) // the link
-		if _, err := io.ReadFull(server, make([]byte, mostGathered)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	c.Close()
-}
-
 // What a server says before it closes the connection is read, whatever was being
 // sent.
 func TestGatheringConnReadsTheLastWord(t *testing.T) {
