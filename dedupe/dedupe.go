@@ -151,13 +151,6 @@ func (d *Deduper) saw(stored entry) {
 	}
 }
 
-// lost reports whether the stream has lost the latest message that it acknowledged,
-// for whose being indexed nobody has to wait any more.
-func (d *Deduper) lost(ctx context.Context) bool {
-	latest := d.latest.Load()
-	return latest != nil && !d.there(ctx, latest.storedEvent) && d.latest.CompareAndSwap(latest, nil)
-}
-
 // lookup returns the entry by which one of the names is known, and writes it
 // under the others. Nil: not known, or not to be found out.
 func (d *Deduper) lookup(ctx context.Context, names []string) *entry {

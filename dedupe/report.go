@@ -147,12 +147,9 @@ func (r *reporting) ask(ctx context.Context, after uint64) bool {
 	if r.certain { // the caller tries again
 		patience = indexTimeout
 	}
-	asked := func() bool {
-		ctx, cancel := context.WithTimeout(ctx, patience)
-		defer cancel()
-		return r.complete(ctx, after)
-	}
-	return asked() || r.lost(ctx) && asked()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return r.complete(ctx, after)
 }
 
 // mark announces the report's state and returns the mark with whose token it is

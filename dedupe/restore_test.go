@@ -114,18 +114,6 @@ func TestEntryWithoutItsMessage(t *testing.T) {
 	}
 }
 
-// A bridge that has stored what the stream has lost, and runs on, does not wait for
-// that to be indexed.
-func TestReportAfterALostTail(t *testing.T) {
-	t.Parallel()
-	b := start(t, external(natstest.Server(t)))
-	b.index()
-	id := b.stores(flag("c-1", true))
-	b.indexed()
-	b.dedupe.HasStored(b.bus.State().StreamCreated, 1000, "lost")
-	b.knows(flag("c-1", true), id)
-}
-
 // A state report stored after the stream has lost its tail is known when it comes
 // again, also where the entry still names a report beyond the end of the stream.
 func TestReportBehindALostTail(t *testing.T) {
