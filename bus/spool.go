@@ -53,8 +53,9 @@ type Spool struct {
 	store *spoolStore  // nil: broken
 
 	waiting waiting
-	places  chan struct{} // of who writes
-	order   chan struct{} // holds one element while somebody writes
+	coming  waiting       // who is in Put
+	order   chan struct{} // holds one element of who has the turn to write
+	places  chan struct{} // and one of each whose writing is under way
 	newest  time.Time     // receipt of what was written last
 
 	// Of Run only:
@@ -94,6 +95,7 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 		return nil, fmt.Errorf("BRIDGE_SPOOL_DIR: %w", err)
 	}
 	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), places: make(chan struct{}, spoolPlaces), order: make(chan struct{}, 1), parked: make(map[string]time.Time)}
+	s.coming.reset(0, 0)
 	err = reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "bridge_spool_messages",
 		Help: "Webhooks on this machine's disk that wait for the bus.",
@@ -144,6 +146,10 @@ func (s *Spool) Close() {
 // Put writes to the disk and returns when that is synced. An event must have its
 // id. The errors are [ErrUnavailable] and [ErrNotPublishable].
 func (s *Spool) Put(ctx context.Context, item Spooled) error {
+	if item.Event != nil {
+		s.coming.add(item.entity(), 1)
+		defer s.coming.add(item.entity(), -1)
+	}
 	err := s.put(ctx, item)
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		// Once more: a disk may stand still for a moment. What is written twice
@@ -154,10 +160,12 @@ func (s *Spool) Put(ctx context.Context, item Spooled) error {
 }
 
 func (s *Spool) put(caller context.Context, item Spooled) error {
-	if err := s.place(caller); err != nil {
+	if err := s.turn(caller); err != nil {
 		return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
 	}
 	defer func() { <-s.places }()
+	next := sync.OnceFunc(func() { <-s.order })
+	defer next()
 	ctx, cancel := withTimeout(caller, spoolTimeout)
 	defer cancel()
 	for s.slow.Load() || !s.mu.TryRLock() { // it is being probed, or opened
@@ -171,7 +179,11 @@ func (s *Spool) put(caller context.Context, item Spooled) error {
 	}
 	failpoint.Hit("spool-write")
 	s.add(item, 1)
-	err := s.write(ctx, item)
+	written, err := s.write(item)
+	next()
+	if err == nil {
+		err = await(ctx, written)
+	}
 	if err == nil {
 		failpoint.Hit("spool-written")
 		s.probed.Store(false)
@@ -201,20 +213,39 @@ func (s *Spool) put(caller context.Context, item Spooled) error {
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
 }
 
-// place waits for the turn to write, which comes also on a disk that is slow, and
-// does not on one that stands still.
-func (s *Spool) place(ctx context.Context) error {
-	for {
-		select {
-		case s.places <- struct{}{}:
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(spoolTimeout):
-			if s.slow.Load() {
-				return context.DeadlineExceeded
+// turn waits for the turn to write, which is in the order in which they came, and for
+// one of the places. Both come also on a disk that is slow; on one that stands still,
+// or while the store is opened anew, they are not waited for long.
+func (s *Spool) turn(ctx context.Context) error {
+	given, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	go func() {
+		tick := time.NewTicker(spoolTimeout)
+		defer tick.Stop()
+		for {
+			select {
+			case <-given.Done():
+				return
+			case <-tick.C:
 			}
+			if s.slow.Load() || s.broken.Load() || !s.mu.TryRLock() {
+				giveUp(context.DeadlineExceeded)
+				return
+			}
+			s.mu.RUnlock()
 		}
+	}()
+	select {
+	case s.order <- struct{}{}:
+	case <-given.Done():
+		return context.Cause(given)
+	}
+	select {
+	case s.places <- struct{}{}:
+		return nil
+	case <-given.Done():
+		<-s.order
+		return context.Cause(given)
 	}
 }
 
@@ -226,29 +257,25 @@ func (s *Spool) add(item Spooled, n int) {
 	}
 }
 
-// write writes an item and waits for the acknowledgement. Items are judged later
-// by the time of their receipt, which must be in the order in which they stand.
-func (s *Spool) write(ctx context.Context, item Spooled) error {
-	select {
-	case s.order <- struct{}{}:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+// write has an item written, after those whose turn was before. Items are judged
+// later by the time of their receipt, which must be in the order in which they stand.
+func (s *Spool) write(item Spooled) (jetstream.PubAckFuture, error) {
 	msg, received, err := item.encode(s.newest)
-	var future jetstream.PubAckFuture
-	if err == nil {
-		if future, err = s.store.js.PublishMsgAsync(msg, once); err == nil {
-			s.newest = received
-		}
-	}
-	<-s.order
 	if err != nil {
-		return err
+		return nil, err
 	}
+	written, err := s.store.js.PublishMsgAsync(msg, once)
+	if err == nil {
+		s.newest = received
+	}
+	return written, err
+}
+
+func await(ctx context.Context, written jetstream.PubAckFuture) error {
 	select {
-	case <-future.Ok():
+	case <-written.Ok():
 		return nil
-	case err := <-future.Err():
+	case err := <-written.Err():
 		return late(err)
 	case <-ctx.Done():
 		return context.Cause(ctx)

@@ -65,8 +65,8 @@ func (s *Spool) Behind(ctx context.Context, item Spooled) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, spoolRetry)
 	defer cancel()
-	for entity := item.entity(); s.Events() > 0; wait(ctx, time.Millisecond) {
-		if s.moving.Load() && !s.waiting.has(entity) {
+	for entity := item.entity(); s.Events() > 0 || s.coming.has(entity); wait(ctx, time.Millisecond) {
+		if s.moving.Load() && !s.waiting.has(entity) && !s.coming.has(entity) {
 			return false
 		}
 		if !s.moving.Load() || s.Events() > spoolFew || ctx.Err() != nil {

@@ -11,6 +11,9 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hookbus/bridge/internal/natstest"
+	"github.com/hookbus/bridge/normalize"
 )
 
 // slowStore takes messages as a server whose disk is slow: it stores all that have
@@ -68,16 +71,58 @@ func (s *slowStore) store() {
 	}
 }
 
-// Many webhooks at the same moment are all kept by a disk that takes some
-// milliseconds for each, and none of them twice.
-func TestSpoolBurstOnASlowDisk(t *testing.T) {
-	t.Parallel()
+// slowSpool returns a spool on a disk that takes so long for each message.
+func slowSpool(t *testing.T, sync time.Duration) *Spool {
+	t.Helper()
 	s, err := OpenSpool(t.Context(), SpoolConfig{Dir: t.TempDir(), MaxBytes: 1 << 30, MaxBody: 1 << 20, LockWait: time.Second}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
-	s.store.js = &slowStore{JetStream: s.store.js, sync: 5 * time.Millisecond}
+	t.Cleanup(s.Close)
+	s.store.js = &slowStore{JetStream: s.store.js, sync: sync}
+	return s
+}
+
+// report is the n-th about a customer.
+func report(t *testing.T, customer string, n int) Spooled {
+	t.Helper()
+	p, _ := normalize.ByName("waldo")
+	e, err := p.Event(fmt.Appendf(nil, `{"event":"flag","customerId":%q,"n":%d}`, customer, n), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.SetToken(fmt.Sprint(customer, n))
+	return Spooled{Event: e}
+}
+
+// puts puts items at the same moment, and returns when all are in Put.
+func puts(t *testing.T, s *Spool, wg *sync.WaitGroup, items ...Spooled) {
+	t.Helper()
+	for _, item := range items {
+		wg.Go(func() {
+			if err := s.Put(t.Context(), item); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, item := range items {
+		natstest.Eventually(t, 10*time.Second, "it is in Put", func() bool { return s.coming.has(item.entity()) || s.waiting.has(item.entity()) })
+	}
+}
+
+func others(t *testing.T, n int) (items []Spooled) {
+	t.Helper()
+	for i := range n {
+		items = append(items, report(t, fmt.Sprint("other-", i), 1))
+	}
+	return items
+}
+
+// Many webhooks at the same moment are all kept by a disk that takes some
+// milliseconds for each, and none of them twice.
+func TestSpoolBurstOnASlowDisk(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, 5*time.Millisecond)
 	const requests = 300 // 1.5 s
 	errs := make(chan error, requests)
 	var wg sync.WaitGroup
@@ -100,4 +145,56 @@ func TestSpoolBurstOnASlowDisk(t *testing.T) {
 	if info.State.Msgs != requests || s.Problem() != "" {
 		t.Errorf("%d stored, want %d; problem %q", info.State.Msgs, requests, s.Problem())
 	}
+}
+
+// An event that waits for its turn to be written is not passed by the next of its
+// entity, neither on the way to the bus nor in the spool.
+func TestSpoolQueueKeepsTheOrder(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, 20*time.Millisecond)
+	var wg sync.WaitGroup
+	puts(t, s, &wg, others(t, 80)...) // 1.6 s
+	puts(t, s, &wg, report(t, "c", 1))
+	s.moving.Store(true) // the bus takes others
+	if !s.Behind(t.Context(), report(t, "c", 2)) {
+		t.Error("past the one that waits in Put")
+	}
+	time.Sleep(spoolTimeout / 2)
+	puts(t, s, &wg, report(t, "c", 2))
+	wg.Wait()
+	for sequence, first := uint64(1), true; ; sequence++ {
+		msg, err := s.store.stream.GetMsg(t.Context(), sequence)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := decodeSpooled(msg).Event; e.CloudEvent.Subject() == "c" {
+			if got, want := string(e.CloudEvent.Data()), `{"event":"flag","customerId":"c","n":1}`; first && got != want {
+				t.Errorf("%s is first", got)
+			}
+			if !first {
+				return
+			}
+			first = false
+		}
+	}
+}
+
+// While the store is opened anew, which a disk may hold up, all hear soon that
+// nothing is taken, so that the bus can be tried.
+func TestSpoolThatIsOpenedTakesNothing(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, 0)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 7*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, item := range others(t, 100) {
+		wg.Go(func() {
+			if err := s.Put(ctx, item); err == nil || ctx.Err() != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 }
