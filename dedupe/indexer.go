@@ -39,7 +39,8 @@ type Indexer struct {
 	unnamed  prometheus.Counter
 	pause    time.Duration // between small batches
 	patience atomic.Int64  // with one write, a duration
-	slowly   sync.Mutex    // held by who writes while writes are slow
+	most     atomic.Int64  // entries of a write; below indexMost there is one at a time
+	slowly   sync.Mutex    // held by who writes then
 	stale    time.Time     // since when the consumer is of another bucket or stream; zero: it is not
 }
 
@@ -50,7 +51,8 @@ func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registe
 		Help: "Messages in the stream without the bridge's headers, which the indexer passed over.",
 	})}
 	x.lag.Store(&measured{})
-	x.patience.Store(2 * int64(indexTimeout)) // nothing is known of how fast writes are
+	x.patience.Store(int64(indexTimeout))
+	x.most.Store(4 * indexFew) // nothing is known of how fast writes are
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		x.unnamed,
@@ -89,7 +91,9 @@ const (
 	indexPause      = 50 * time.Millisecond
 	indexAckWait    = 3 * time.Second
 	indexRetry      = 250 * time.Millisecond
-	indexPatience   = 30 * time.Second       // with a write, at most
+	indexPatience   = 2 * time.Second        // with a write, at most; a report waits longer for the index
+	indexFew        = 4                      // entries, which any disk stores in that time
+	indexMost       = 256                    // entries: no limit
 	indexHeartbeat  = 500 * time.Millisecond // after two without one the consumer is looked for again
 	drainTimeout    = time.Second
 	measureLagEvery = 2 * time.Second
@@ -176,6 +180,7 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 		case <-st.Changed():
 			cancel()
 		}
+		time.AfterFunc(drainTimeout, stopWriting)
 		messages.Drain() // what was fetched still comes; not without a connection
 		wait(context.Background(), ended, drainTimeout)
 		giveUp()
@@ -346,28 +351,45 @@ func (t *taken) keep(end <-chan struct{}) {
 	}
 }
 
-// put writes entries. It waits longer after writes that took long, since a server
-// that syncs each acknowledges none of those that came at a time before it has
-// stored all; and then one batch at a time, or they would wait for each other.
+// put writes entries. A server that syncs each acknowledges none of those that came
+// together before it has stored all: after a write that was not acknowledged in time
+// there is one at a time, of few entries, and more of them while that goes fast.
 func (x *Indexer) put(ctx context.Context, entries []bus.Entry) error {
-	if x.patience.Load() > int64(indexTimeout) {
-		x.slowly.Lock()
-		defer x.slowly.Unlock()
+	if x.most.Load() >= indexMost {
+		return x.write(ctx, entries)
 	}
+	x.slowly.Lock()
+	defer x.slowly.Unlock()
+	for len(entries) > 0 {
+		n := min(len(entries), int(x.most.Load()))
+		if err := x.write(ctx, entries[:n]); err != nil {
+			return err
+		}
+		entries = entries[n:]
+	}
+	return nil
+}
+
+func (x *Indexer) write(ctx context.Context, entries []bus.Entry) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	patience, begun := x.patience.Load(), time.Now()
+	most, patience, begun := x.most.Load(), x.patience.Load(), time.Now()
 	within, cancel := context.WithTimeout(ctx, time.Duration(patience))
 	defer cancel()
 	err := x.dedupe.index.put(within, entries...)
+	took := time.Since(begun)
 	switch {
 	case err == nil:
-		x.patience.Store(min(max(int64(indexTimeout), 4*int64(time.Since(begun))), int64(indexPatience)))
+		x.patience.Store(int64(min(max(indexTimeout, 4*took), indexPatience)))
+		if len(entries) == int(most) && took < indexTimeout/4 {
+			x.most.CompareAndSwap(most, 2*most)
+		}
 	case ctx.Err() == nil:
 		x.dedupe.errors.Inc()
 		if errors.Is(err, context.DeadlineExceeded) {
-			x.patience.CompareAndSwap(patience, min(2*patience, int64(indexPatience)))
+			x.patience.CompareAndSwap(patience, int64(min(2*time.Duration(patience), indexPatience)))
+			x.most.CompareAndSwap(most, max(indexFew, min(most/2, 4*indexFew)))
 		}
 	}
 	return err
