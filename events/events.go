@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/nats-io/nats.go"
@@ -144,7 +145,7 @@ func ambiguous(text []byte) bool {
 		case string:
 			if isName {
 				open := names[len(names)-1]
-				folded := strings.ToLower(strings.ToUpper(t)) // also ſ, which is s to the decoder
+				folded := strings.Map(fold, t)
 				if other, ok := open[folded]; ok && other != t {
 					return true
 				}
@@ -181,4 +182,13 @@ func object(ctx context.Context, objects Objects, ref string) ([]byte, error) {
 		return nil, err
 	}
 	return store.GetBytes(ctx, name)
+}
+
+// fold returns the least of the letters that encoding/json takes for the same.
+func fold(r rune) rune {
+	least := r
+	for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {
+		least = min(least, next)
+	}
+	return least
 }

@@ -67,6 +67,7 @@ func TestDecodeErrors(t *testing.T) {
 		{"no JSON", of("com.trusthub.onboarding.auto_approved", "secret"), events.ErrPayload, "not JSON"},
 		{"two cases", of("com.trusthub.onboarding.auto_rejected", `{"sessionId":"s","a":[{"x":{}}],"status":"AUTO_REJECTED","Status":"AUTO_APPROVED"}`), events.ErrPayload, "differ only by case"},
 		{"a letter that folds to another", of("com.trusthub.onboarding.auto_rejected", `{"sessionId":"s","status":"AUTO_REJECTED","\u017ftatus":"AUTO_APPROVED"}`), events.ErrPayload, "differ only by case"},
+		{"a letter that folds to none", of("com.trusthub.onboarding.auto_rejected", `{"sessionId":1,"sess\u0131onId":"s","status":"x"}`), events.ErrPayload, "is no string"},
 		{"two cases within", of("com.trusthub.onboarding.auto_rejected", `{"sessionId":"s","status":"x","a":[1,{"b":"c","B":2}]}`), events.ErrPayload, "differ only by case"},
 		{"another shape", of("com.trusthub.onboarding.auto_approved", `{"status":["secret"]}`), events.ErrPayload, "status is no string"},
 	} {

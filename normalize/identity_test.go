@@ -88,6 +88,7 @@ func TestIdentity(t *testing.T) {
 		{"osapher", "no time, other status", osapherNoTime, swap(osapherNoTime, "verified", "error"), otherState},
 		{"osapher", "no time, other entity", osapherNoTime, swap(osapherNoTime, "2222", "3333"), unrelated},
 		{"osapher", "no data, again", osapherNoData, osapherNoData, sameKey},
+		{"osapher", "data null, other field", swap(osapherNoData, `"certificateId"`, `"data":null,"certificateId"`), swap(osapherNoData, `"certificateId":"c-1"`, `"data":null,"certificateId":"c-2"`), unrelated},
 		{"osapher", "no data, other field", osapherNoData, swap(osapherNoData, "c-1", "c-2"), unrelated},
 
 		{"trusthub", "again", trusthubBody, trusthubBody, sameState},

@@ -200,14 +200,6 @@ func (c *config) check() (problems configError) {
 			wrong(variable, "%q is not host:port, with a number as port", addr)
 		}
 	}
-	for variable, file := range map[string]string{
-		"TLS_CERT_FILE": c.TLSCertFile, "TLS_KEY_FILE": c.TLSKeyFile, "NATS_CREDS_FILE": c.NATSCredsFile, "NATS_NKEY_FILE": c.NATSNKeyFile,
-		"NATS_TLS_CA_FILE": c.NATSTLSCAFile, "NATS_TLS_CERT_FILE": c.NATSTLSCertFile, "NATS_TLS_KEY_FILE": c.NATSTLSKeyFile,
-	} {
-		if _, err := os.Stat(file); file != "" && err != nil {
-			wrong(variable, "%v", err)
-		}
-	}
 	pair("TLS_CERT_FILE", c.TLSCertFile, "TLS_KEY_FILE", c.TLSKeyFile)
 	pair("NATS_TLS_CERT_FILE", c.NATSTLSCertFile, "NATS_TLS_KEY_FILE", c.NATSTLSKeyFile)
 	pair("NATS_USER", c.NATSUser, "NATS_PASSWORD", c.NATSPassword)
@@ -285,6 +277,20 @@ func (c *config) check() (problems configError) {
 		wrong("LOG_FORMAT", "%q is neither json nor text", c.LogFormat)
 	}
 	slices.Sort(problems) // maps have no order
+	return problems
+}
+
+// missing returns which of the files that serve needs are not there.
+func (c *config) missing() (problems configError) {
+	for variable, file := range map[string]string{
+		"TLS_CERT_FILE": c.TLSCertFile, "TLS_KEY_FILE": c.TLSKeyFile, "NATS_CREDS_FILE": c.NATSCredsFile, "NATS_NKEY_FILE": c.NATSNKeyFile,
+		"NATS_TLS_CA_FILE": c.NATSTLSCAFile, "NATS_TLS_CERT_FILE": c.NATSTLSCertFile, "NATS_TLS_KEY_FILE": c.NATSTLSKeyFile,
+	} {
+		if _, err := os.Stat(file); file != "" && err != nil {
+			problems = append(problems, fmt.Sprintf("%s%s: %v", envPrefix, variable, err))
+		}
+	}
+	slices.Sort(problems)
 	return problems
 }
 

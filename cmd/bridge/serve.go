@@ -31,7 +31,10 @@ type serveCmd struct{}
 func (serveCmd) Run(cli *cli) error {
 	cfg, err := loadConfig(cli.environ)
 	var problems, more configError
-	if errors.As(err, &problems) { // every one at once
+	if err == nil || errors.As(err, &problems) {
+		problems = append(problems, cfg.missing()...)
+	}
+	if len(problems) > 0 { // every one at once
 		if _, _, err := cfg.endpoints(); errors.As(err, &more) {
 			problems = append(problems, more...)
 		}

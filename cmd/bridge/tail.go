@@ -115,7 +115,7 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 	if err != nil {
 		return streamError(cfg.Stream, "STREAM", err)
 	}
-	if subjects := stream.CachedInfo().Config.Subjects; t.Filter != "" && !replay.Taken(subjects, t.Filter) {
+	if subjects := stream.CachedInfo().Config.Subjects; t.Filter != "" && len(subjects) > 0 && !replay.Taken(subjects, t.Filter) {
 		return usageError(fmt.Sprintf("--filter %s: the stream has %s", t.Filter, strings.Join(subjects, ", ")))
 	}
 	consumer, err := stream.OrderedConsumer(ctx, wanted)
