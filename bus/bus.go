@@ -260,7 +260,8 @@ func redacted(u *url.URL) string {
 	return u.Redacted()
 }
 
-// RedactURL returns a comma-separated list of NATS URLs without secrets. The error names the item that is none, and not its text.
+// RedactURL returns a comma-separated list of NATS URLs without secrets. The error
+// names the item that is none, and not its text.
 func RedactURL(list string) (string, error) {
 	if list == "" {
 		return "", nil

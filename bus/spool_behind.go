@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// waiting knows which entities have events in the spool. Of what the store held
+// waiting knows which entities have events in the spool, or on the way into it. Of what the store held
 // when it was opened it knows no entity: as long as some of that waits, all have.
 type waiting struct {
 	mu       sync.Mutex

@@ -159,7 +159,6 @@ func TestSpoolQueueKeepsTheOrder(t *testing.T) {
 	if !s.Behind(t.Context(), report(t, "c", 2)) {
 		t.Error("past the one that waits in Put")
 	}
-	time.Sleep(spoolTimeout / 2)
 	puts(t, s, &wg, report(t, "c", 2))
 	wg.Wait()
 	for sequence, first := uint64(1), true; ; sequence++ {

@@ -9,11 +9,6 @@ import (
 	"github.com/hookbus/bridge/bus"
 )
 
-// HasStored has the deduper believe that it has stored that.
-func (d *Deduper) HasStored(stream time.Time, sequence uint64, id string) {
-	d.saw(entry{Stream: stream.UnixNano(), storedEvent: storedEvent{Sequence: sequence, ID: id}})
-}
-
 // SlowDisk has the bucket written as by a server that syncs every write: one entry
 // after the other, also those that nobody waits for any more, and those written
 // together are acknowledged together. It returns how many were.

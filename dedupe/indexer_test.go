@@ -141,7 +141,6 @@ func TestLagShowsThatThereIsNoBucket(t *testing.T) {
 	})
 }
 
-// What is the matter with the quarantine is no matter of the index.
 // What is waited for longer than messages are out and writes may take as a rule is
 // written all the same, and not again and again.
 func TestIndexerOnASlowDisk(t *testing.T) {
@@ -160,6 +159,7 @@ func TestIndexerOnASlowDisk(t *testing.T) {
 	}
 }
 
+// What is the matter with the quarantine is no matter of the index.
 func TestIndexerNeedsNoQuarantine(t *testing.T) {
 	t.Parallel()
 	b := startUnmanaged(t)

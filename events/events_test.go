@@ -56,6 +56,17 @@ func TestDecode(t *testing.T) {
 	}
 }
 
+// ı is upper-cased to I, and is another letter than i to the decoder.
+func TestDecodeTellsLettersApart(t *testing.T) {
+	e, err := events.Decode(t.Context(), nil, of("com.trusthub.onboarding.auto_approved", `{"sessionId":"s-1","sess\u0131onId":"s-2","status":"AUTO_APPROVED"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, ok := e.Payload.(*trusthub.OnboardingEvent); !ok || p.SessionID != "s-1" {
+		t.Errorf("got %+v", e.Payload)
+	}
+}
+
 func TestDecodeErrors(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -67,7 +78,6 @@ func TestDecodeErrors(t *testing.T) {
 		{"no JSON", of("com.trusthub.onboarding.auto_approved", "secret"), events.ErrPayload, "not JSON"},
 		{"two cases", of("com.trusthub.onboarding.auto_rejected", `{"sessionId":"s","a":[{"x":{}}],"status":"AUTO_REJECTED","Status":"AUTO_APPROVED"}`), events.ErrPayload, "differ only by case"},
 		{"a letter that folds to another", of("com.trusthub.onboarding.auto_rejected", `{"sessionId":"s","status":"AUTO_REJECTED","\u017ftatus":"AUTO_APPROVED"}`), events.ErrPayload, "differ only by case"},
-		{"a letter that folds to none", of("com.trusthub.onboarding.auto_rejected", `{"sessionId":1,"sess\u0131onId":"s","status":"x"}`), events.ErrPayload, "is no string"},
 		{"two cases within", of("com.trusthub.onboarding.auto_rejected", `{"sessionId":"s","status":"x","a":[1,{"b":"c","B":2}]}`), events.ErrPayload, "differ only by case"},
 		{"another shape", of("com.trusthub.onboarding.auto_approved", `{"status":["secret"]}`), events.ErrPayload, "status is no string"},
 	} {

@@ -68,8 +68,8 @@ func named(provider string, parts ...string) Identity {
 }
 
 // content returns what a body reports, without white space: the value under name or,
-// where the body has none or null, all of it but its envelope, so that two bodies of a shape
-// that is not known are not taken for one.
+// where the body has none or null, all of it but its envelope, so that two bodies of
+// a shape that is not known are not taken for one.
 func content(o rawjson.Object, name string, envelope ...string) string {
 	if value := o.Get(name); value != nil && string(value) != "null" {
 		return rawjson.Compact(value)

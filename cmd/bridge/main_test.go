@@ -424,6 +424,19 @@ func TestSendAndTail(t *testing.T) {
 	if out := send(exitFailed, "osapher", "--secret", "x"); !strings.Contains(out, "404 unknown_provider") {
 		t.Errorf("provider without secret: %s", out)
 	}
+	js, err := jetstream.New(natstest.Connect(t, "nats://"+value(environ, "BRIDGE_EMBEDDED_LISTEN")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A copy of the stream has no subjects of its own.
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "COPY", Mirror: &jetstream.StreamSource{Name: "WEBHOOKS"}}); err != nil {
+		t.Fatal(err)
+	}
+	ofCopy := launch(t, append(environ, "BRIDGE_STREAM=COPY"), "tail", "--since", "1h", "--filter", "webhooks.dfns.>")
+	natstest.Eventually(t, 10*time.Second, "tail has printed the five events of the copy", func() bool { return strings.Count(ofCopy.stdout.String(), "\n") >= 5 })
+	if code := ofCopy.stop(t); code != exitDone {
+		t.Errorf("tail of a copy: exit %d: %s", code, ofCopy.stderr.String())
+	}
 	if code, _, stderr := command(t, environ, "tail", "--filter", "other.>"); code != exitUsage || !strings.Contains(stderr, "the stream has webhooks.>") {
 		t.Errorf("a filter outside of the stream: exit %d: %s", code, stderr)
 	}

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,6 +37,9 @@ func TestCertificateIsReadAgain(t *testing.T) {
 	response.Body.Close()
 	if response.StatusCode != http.StatusMethodNotAllowed || response.ProtoMajor != 2 {
 		t.Errorf("got %d by %s", response.StatusCode, response.Proto)
+	}
+	if _, _, stderr := command(t, environ, "send", "waldo"); !strings.Contains(stderr, "x509") {
+		t.Errorf("send does not speak TLS by itself: %s", stderr)
 	}
 	natstest.WriteCertificate(t, dir, 2)
 	natstest.Eventually(t, 10*time.Second, "the new certificate is served", func() bool { return serial() == 2 })
