@@ -27,6 +27,7 @@ const (
 
 	HeaderPrefix   = "Bridge-Header-"     // and a header of the request
 	TraceHeader    = "Bridge-Traceparent" // of a message in the quarantine; W3C Trace Context
+	IDHeader       = "Bridge-Id"          // of the body, that the request was answered with
 	ProviderHeader = "Bridge-Provider"
 	ReasonHeader   = "Bridge-Reason"
 	ReceivedHeader = "Bridge-Received"    // RFC 3339

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -24,14 +25,23 @@ type Rejected struct {
 	Body             []byte
 	Received         time.Time
 	Headers          map[string]string // of the request; they are kept as Bridge-Header-<name>
+	// Repeatable: the same body may come again for another occurrence, since it has
+	// neither id nor time. Each is kept.
+	Repeatable bool
 }
 
 // ID is the body's id in the quarantine: a digest of provider, reason and body.
 func (r Rejected) ID() string { return normalize.Digest("msg", r.Provider, r.Reason, string(r.Body)) }
 
+// ownID is an id of what was received at that time alone.
+func (r Rejected) ownID() string {
+	return normalize.Digest("msg", r.Provider, r.Reason, string(r.Body), r.Received.UTC().Format(time.RFC3339Nano))
+}
+
 // Quarantine stores a body that cannot be published as an event, with the
 // reason and, if ctx is in a span, with that as TraceHeader. A body too large for
-// a message goes to the object store. The errors are those of [Bus.Publish].
+// a message goes to the object store. One that is there already is not stored
+// again, unless it is [Rejected.Repeatable]. The errors are those of [Bus.Publish].
 func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 	sum := sha256.Sum256(r.Body)
 	msg := &nats.Msg{
@@ -39,6 +49,7 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 		Data:    r.Body,
 		Header: nats.Header{
 			jetstream.MsgIDHeader: {r.ID()},
+			IDHeader:              {r.ID()},
 			ProviderHeader:        {r.Provider},
 			ReasonHeader:          {r.Reason},
 			ReceivedHeader:        {r.Received.UTC().Format(time.RFC3339Nano)},
@@ -49,9 +60,27 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 	for name, value := range r.Headers {
 		msg.Header[HeaderPrefix+name] = []string{value}
 	}
+	if r.Repeatable {
+		msg.Header[jetstream.MsgIDHeader] = []string{r.ownID()}
+	}
 	traced(ctx, msg, TraceHeader)
-	_, err := b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
+	ack, err := b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
+	if err == nil && ack.Duplicate && b.removed(ctx, b.cfg.QuarantineStream, ack.Sequence) {
+		// By an operator, and the stream's duplicate window is not over.
+		msg.Header[jetstream.MsgIDHeader] = []string{r.ownID()}
+		_, err = b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
+	}
 	return err
+}
+
+// removed reports whether a stream no longer has what was stored at a sequence, or
+// does not say.
+func (b *Bus) removed(ctx context.Context, stream string, sequence uint64) bool {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	var info jetstream.StreamInfo // the leader's, which a read of the message need not be
+	err := request(ctx, b.nc, "STREAM.INFO."+stream, map[string]bool{"deleted_details": true}, &info)
+	return err != nil || sequence < info.State.FirstSeq || slices.Contains(info.State.Deleted, sequence)
 }
 
 // Quarantined is a body in the quarantine.
@@ -190,7 +219,7 @@ func readQuarantined(sequence uint64, h nats.Header, stored time.Time) Quarantin
 	item := Quarantined{
 		Rejected: Rejected{Provider: h.Get(ProviderHeader), Reason: h.Get(ReasonHeader), Received: stored, Headers: make(map[string]string)},
 		Sequence: sequence,
-		ID:       h.Get(jetstream.MsgIDHeader),
+		ID:       cmp.Or(h.Get(IDHeader), h.Get(jetstream.MsgIDHeader)), // earlier versions wrote the second only
 		dataref:  h.Get(datarefHeader),
 
 		Traceparent: h.Get(TraceHeader),

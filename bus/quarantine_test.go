@@ -88,6 +88,44 @@ func TestQuarantineStream(t *testing.T) {
 	}
 }
 
+// What was removed, or has become an event, is not there any more: a body like it
+// is kept, though the stream still knows the id of the first.
+func TestQuarantineTakesWhatWasRemoved(t *testing.T) {
+	s := natstest.Server(t, func(o *server.Options) { o.MaxPayload = 64 << 10 })
+	b := openReady(t, external(s))
+	q, err := bus.OpenQuarantine(t.Context(), b.JetStream(), "WEBHOOKS_QUARANTINE", "quarantine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, body := range map[string][]byte{"small": []byte("no"), "large": bytes.Repeat([]byte("x"), 200<<10)} {
+		t.Run(name, func(t *testing.T) {
+			r := bus.Rejected{Provider: "waldo", Reason: "body_not_json", Body: body, Received: received}
+			// The last time as after an acknowledgement that was lost.
+			for i, after := range []time.Duration{0, time.Minute, 2 * time.Minute, 2 * time.Minute} {
+				r.Received = received.Add(after)
+				for range 2 { // what is there is not stored again
+					if err := b.Quarantine(t.Context(), r); err != nil {
+						t.Fatal(err)
+					}
+				}
+				items := list(t, q)
+				if len(items) != 1 || items[0].ID != r.ID() || !items[0].Received.Equal(r.Received) {
+					t.Fatalf("%d: in the quarantine: %+v", i, items)
+				}
+				if got, err := q.Get(t.Context(), items[0].Sequence); err != nil || !bytes.Equal(got.Body, body) {
+					t.Fatalf("%d: %v, %d bytes", i, err, len(got.Body))
+				}
+				if i == 2 {
+					continue
+				}
+				if err := q.Remove(t.Context(), items[0]); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func TestNoQuarantine(t *testing.T) {
 	js, err := jetstream.New(natstest.Connect(t, natstest.Server(t).ClientURL()))
 	if err != nil {

@@ -44,14 +44,15 @@ func (s Spooled) stateKey() string {
 
 // spoolMeta is what goes with a message, in spoolHeader.
 type spoolMeta struct {
-	Provider string              `json:"provider"`
-	Received time.Time           `json:"received"`
-	Kind     string              `json:"kind,omitempty"`
-	Identity *normalize.Identity `json:"identity,omitempty"`
-	Token    string              `json:"token,omitempty"`
-	Reason   string              `json:"reason,omitempty"`
-	Headers  map[string]string   `json:"headers,omitempty"`
-	Trace    string              `json:"traceparent,omitempty"`
+	Provider   string              `json:"provider"`
+	Received   time.Time           `json:"received"`
+	Kind       string              `json:"kind,omitempty"`
+	Identity   *normalize.Identity `json:"identity,omitempty"`
+	Token      string              `json:"token,omitempty"`
+	Reason     string              `json:"reason,omitempty"`
+	Repeatable bool                `json:"repeatable,omitempty"`
+	Headers    map[string]string   `json:"headers,omitempty"`
+	Trace      string              `json:"traceparent,omitempty"`
 }
 
 // encode makes an item the message of the spool. It was received after another
@@ -68,7 +69,7 @@ func (s Spooled) encode(newest time.Time) (msg *nats.Msg, received time.Time, er
 		delete(msg.Header, jetstream.MsgIDHeader)
 	} else {
 		r := s.Rejected
-		meta = spoolMeta{Provider: r.Provider, Received: r.Received, Reason: r.Reason, Headers: r.Headers}
+		meta = spoolMeta{Provider: r.Provider, Received: r.Received, Reason: r.Reason, Repeatable: r.Repeatable, Headers: r.Headers}
 		msg = &nats.Msg{Header: nats.Header{}, Data: r.Body}
 	}
 	meta.Trace = s.Traceparent
@@ -108,6 +109,6 @@ func decodeSpooled(msg *jetstream.RawStreamMsg) Spooled {
 	}
 	return Spooled{Rejected: &Rejected{
 		Provider: cmp.Or(meta.Provider, "unknown"), Reason: cmp.Or(meta.Reason, "not_publishable"),
-		Body: msg.Data, Received: received, Headers: meta.Headers,
+		Body: msg.Data, Received: received, Headers: meta.Headers, Repeatable: meta.Repeatable,
 	}, Traceparent: meta.Trace}
 }

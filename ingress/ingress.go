@@ -261,6 +261,7 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	if err != nil {
 		return h.keep(ctx, bus.Spooled{Rejected: &bus.Rejected{
 			Provider: e.Provider.Name, Reason: string(reasonFor(err)), Body: body, Received: received, Headers: headers,
+			Repeatable: errors.Is(err, normalize.ErrNoIdentity) || event != nil && event.Identity.Judged(),
 		}}, deadline)
 	}
 	failpoint.Hit("normalized")
@@ -268,7 +269,7 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 }
 
 // newEvent makes a verified body an event. The errors are those of
-// [normalize.Provider.Event] and [ErrSchema].
+// [normalize.Provider.Event] and [ErrSchema], with which the event is returned.
 func newEvent(p normalize.Provider, body []byte, received time.Time, schemas *Schemas) (*normalize.Event, error) {
 	e, err := p.Event(body, received)
 	if err != nil {

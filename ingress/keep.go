@@ -119,6 +119,7 @@ func reject(item bus.Spooled, reason Reason) bus.Spooled {
 	e := item.Event
 	return bus.Spooled{Rejected: &bus.Rejected{
 		Provider: e.Provider, Reason: string(reason), Body: e.CloudEvent.Data(), Received: e.Received, Headers: item.Headers,
+		Repeatable: e.Identity.Judged(),
 	}}
 }
 

@@ -136,6 +136,20 @@ func TestRetryOfASchemaViolation(t *testing.T) {
 	}
 }
 
+// Flagged, not flagged, flagged: the third is no copy of the first, also where it is
+// no event.
+func TestQuarantineKeepsEveryReport(t *testing.T) {
+	waldo, _ := normalize.ByName("waldo")
+	r := schemaRig(t, ingress.SchemaQuarantine)
+	for i, flag := range []string{"yes", "no", "yes"} {
+		r.setNow(start.Add(time.Duration(i) * time.Minute))
+		r.serve(r.signed(waldo, []byte(strings.Replace(wrong, "yes", flag, 1)))).expect(t, http.StatusOK, "quarantined")
+	}
+	if n := r.stored("WEBHOOKS_QUARANTINE"); n != 3 {
+		t.Errorf("%d in the quarantine, want 3", n)
+	}
+}
+
 func TestSchemasAreServed(t *testing.T) {
 	r := oneServer(t)
 	get := func(path string) (int, string) {

@@ -356,6 +356,21 @@ func TestFullQuarantineHoldsUpNoEvent(t *testing.T) {
 	}
 }
 
+// Bodies that nothing identifies are kept each; what is one request's is kept once.
+func TestRejectedBodiesFromTheSpool(t *testing.T) {
+	r, begin := outage(t, bus.SpoolConfig{})
+	waldo := provider(t, "waldo")
+	for i, body := range []string{`{"event":"flag","flag":true}`, `{"event":"flag","flag":false}`, `{"event":"flag","flag":true}`, "not JSON", "not JSON"} {
+		r.setNow(start.Add(time.Duration(i) * time.Second))
+		r.send(r.signed(waldo, []byte(body))).expect(t, http.StatusOK, "spooled")
+	}
+	begin()
+	r.drained()
+	if n := r.stored("WEBHOOKS_QUARANTINE"); n != 4 {
+		t.Errorf("%d in the quarantine, want 4", n)
+	}
+}
+
 // Nor does an event that cannot be stored now hold up those about others.
 func TestLargeEventHoldsUpNoOther(t *testing.T) {
 	port := natstest.FreePort(t)
