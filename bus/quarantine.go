@@ -60,13 +60,10 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 	for name, value := range r.Headers {
 		msg.Header[HeaderPrefix+name] = []string{value}
 	}
-	if r.Repeatable {
-		msg.Header[jetstream.MsgIDHeader] = []string{r.ownID()}
-	}
 	traced(ctx, msg, TraceHeader)
 	ack, err := b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
-	if err == nil && ack.Duplicate && b.removed(ctx, b.cfg.QuarantineStream, ack.Sequence) {
-		// By an operator, and the stream's duplicate window is not over.
+	if err == nil && ack.Duplicate && (r.Repeatable || b.removed(ctx, b.cfg.QuarantineStream, ack.Sequence)) {
+		// After an acknowledgement that was lost it is there twice then.
 		msg.Header[jetstream.MsgIDHeader] = []string{r.ownID()}
 		_, err = b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
 	}
@@ -74,7 +71,7 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 }
 
 // removed reports whether a stream no longer has what was stored at a sequence, or
-// does not say.
+// does not say. It knows the id of what was removed until its duplicate window is over.
 func (b *Bus) removed(ctx context.Context, stream string, sequence uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()

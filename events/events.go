@@ -101,9 +101,10 @@ func Decode(ctx context.Context, objects Objects, msg Msg) (Event, error) {
 	if err := json.Unmarshal(body, payload); err != nil {
 		return e, fmt.Errorf("%w: %s: %w", ErrPayload, ce.Type(), shape(err))
 	}
-	// The bridge tells names apart by their case, this decoder does not.
+	// To the bridge names are what they are, and the last of a repeated one counts.
+	// This decoder does not tell them apart by case, and merges objects.
 	if ambiguous(body) {
-		return e, fmt.Errorf("%w: %s: two names differ only by case", ErrPayload, ce.Type())
+		return e, fmt.Errorf("%w: %s: a name is there twice, or in another case", ErrPayload, ce.Type())
 	}
 	e.Payload = payload
 	return e, nil
@@ -118,12 +119,12 @@ func shape(err error) error {
 	return errors.New("not JSON")
 }
 
-// ambiguous reports whether an object in a JSON text has two names that differ
-// only by case.
+// ambiguous reports whether an object in a JSON text has two names that are the
+// same, but for their case.
 func ambiguous(text []byte) bool {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
-	var names []map[string]string // by their folded form, of the objects that are open; nil: an array
+	var names []map[string]bool // folded, of the objects that are open; nil: an array
 	isName := false
 	for {
 		token, err := d.Token()
@@ -134,7 +135,7 @@ func ambiguous(text []byte) bool {
 		case json.Delim:
 			switch t {
 			case '{':
-				names = append(names, make(map[string]string))
+				names = append(names, make(map[string]bool))
 			case '[':
 				names = append(names, nil)
 			default:
@@ -146,10 +147,10 @@ func ambiguous(text []byte) bool {
 			if isName {
 				open := names[len(names)-1]
 				folded := strings.Map(fold, t)
-				if other, ok := open[folded]; ok && other != t {
+				if open[folded] {
 					return true
 				}
-				open[folded] = t
+				open[folded] = true
 				isName = false
 				continue
 			}

@@ -164,7 +164,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h.draining.Load() {
 		w.Header().Set("Connection", "close")
 	}
-	name, below := strings.CutPrefix(r.URL.Path, "/webhooks/")
+	name, below := strings.CutPrefix(r.URL.EscapedPath(), "/webhooks/")
 	endpoint, known := h.endpoints[name]
 	if known = known && below; !known {
 		name = unknown

@@ -75,7 +75,7 @@ func (r *rig) metric(name string, labels map[string]string) (sum float64) {
 func TestPaths(t *testing.T) {
 	r := oneServer(t)
 	dfns := provider(t, "dfns")
-	for _, path := range []string{"/", "", "/webhooks", "/webhooks/", "/webhooks/stripe", "/webhooks/Dfns", "/webhooks/dfns/", "//webhooks/dfns", "/webhooks/../webhooks/dfns", "/dfns", "/metrics", "/webhooks/dfns%00"} {
+	for _, path := range []string{"/", "", "/webhooks", "/webhooks/", "/webhooks/stripe", "/webhooks/Dfns", "/webhooks/dfns/", "//webhooks/dfns", "/webhooks/../webhooks/dfns", "/dfns", "/metrics", "/webhooks/dfns%00", "/webhooks%2fdfns", "/webhooks/%64fns"} {
 		request := r.signed(dfns, r.fresh(dfns))
 		request.URL.Opaque = "//" + request.URL.Host + path
 		a := r.send(request)
@@ -86,7 +86,7 @@ func TestPaths(t *testing.T) {
 	if strings.Contains(r.log.String(), "stripe") {
 		t.Error("a stranger's path is in the log")
 	}
-	if n := r.metric("bridge_rejections_total", map[string]string{"provider": "unknown", "reason": "unknown_provider"}); n != 12 {
+	if n := r.metric("bridge_rejections_total", map[string]string{"provider": "unknown", "reason": "unknown_provider"}); n != 14 {
 		t.Errorf("%v rejections of unknown providers", n)
 	}
 }

@@ -56,9 +56,9 @@ func mapDataspike(body []byte, o rawjson.Object) (mapping, error) {
 	// so the payload is always part of the name.
 	switch {
 	case id != "" && id != o.Text("webhook_id"):
-		m.basis, m.identity = "id", named("dataspike", "id", eventType, id, o.Compact("payload"))
+		m.basis, m.identity = "id", named("dataspike", "id", exactly(o.Get("event_type"), eventType), exactly(o.Get("id"), id), o.Compact("payload"))
 	case timestamp != "":
-		m.basis, m.identity = "content", named("dataspike", "timestamp", eventType, timestamp, content(o, "payload"))
+		m.basis, m.identity = "content", named("dataspike", "timestamp", exactly(o.Get("event_type"), eventType), exactly(o.Get("timestamp"), timestamp), content(o, "payload"))
 	default:
 		m.basis, m.identity = "state", stateOf("dataspike", rawjson.Compact(body), eventType, applicant)
 	}

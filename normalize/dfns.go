@@ -80,13 +80,14 @@ func mapDfns(_ []byte, o rawjson.Object) (mapping, error) {
 		m.basis, m.identity = "state", stateOf("dfns", reported, kind, entity)
 		return m, nil
 	}
-	m.basis, m.identity = "content", named("dfns", kind, date, reported)
+	what := exactly(o.Get("kind"), kind)
+	m.basis, m.identity = "content", named("dfns", what, exactly(o.Get("date"), date), reported)
 	// The attempts' ids serve where the date changes between attempts. All of
 	// them carry the same data, which is part of the alias: an id that is a
 	// placeholder, or a webhook's as in the guide's sample, must not make two
-	// events one.
-	for _, attempt := range []string{id, o.Text("retryOf")} {
-		alias := Digest("alias", "dfns", kind, attempt, reported)
+	// events with other data one.
+	for _, attempt := range []string{exactly(o.Get("id"), id), exactly(o.Get("retryOf"), o.Text("retryOf"))} {
+		alias := Digest("alias", "dfns", what, attempt, reported)
 		if attempt != "" && !slices.Contains(m.identity.Aliases, alias) {
 			m.identity.Aliases = append(m.identity.Aliases, alias)
 		}

@@ -83,14 +83,18 @@ func content(o rawjson.Object, name string, envelope ...string) string {
 	return b.String()
 }
 
-// exactly returns what [rawjson.Object.Text] does or, of a string with bytes or
-// surrogates that are no text, which decoding makes all alike, the literal.
-func exactly(o rawjson.Object, name string) string {
-	text := o.Text(name)
-	if strings.ContainsRune(text, utf8.RuneError) {
-		return string(o.Get(name))
+// exactly returns the text of a value or, where that does not tell it from all
+// others, its literal: bytes and surrogates that are no text are decoded alike.
+// Absent, null and the empty string are "".
+func exactly(value []byte, text string) string {
+	if text != "" && !strings.ContainsRune(text, utf8.RuneError) {
+		return text
 	}
-	return text
+	switch string(value) {
+	case "", "null", `""`:
+		return ""
+	}
+	return rawjson.Compact(value)
 }
 
 // stateOf is the identity of a report of the state of what key names.

@@ -50,7 +50,7 @@ func mapOsapher(body []byte, o rawjson.Object) (mapping, error) {
 	// There is no event id. One verification may fire two events with one
 	// time, and the bulk pipeline may finish two entities in one millisecond.
 	if timestamp != "" {
-		m.basis, m.identity = "content", named("osapher", event, timestamp, content(o, "data"))
+		m.basis, m.identity = "content", named("osapher", exactly(o.Get("event"), event), exactly(o.Get("timestamp"), timestamp), content(o, "data"))
 	} else {
 		m.basis, m.identity = "state", stateOf("osapher", rawjson.Compact(body), event, entity)
 	}

@@ -46,7 +46,7 @@ func mapTrusthub(_ []byte, o rawjson.Object) (mapping, error) {
 		basis:   "state",
 		// The order of the fields varies, so the body is no identity. A reviewer
 		// may go from approved to rejected and back.
-		identity:   stateOf("trusthub", exactly(o, "status"), exactly(o, "projectId"), exactly(o, "sessionId")),
+		identity:   stateOf("trusthub", exactly(o.Get("status"), status), exactly(o.Get("projectId"), project), exactly(o.Get("sessionId"), session)),
 		externalID: o.Text("externalId"),
 		outcome:    trusthubOutcome(strings.ToUpper(status)),
 	}

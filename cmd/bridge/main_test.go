@@ -440,6 +440,12 @@ func TestSendAndTail(t *testing.T) {
 	if code, _, stderr := command(t, environ, "tail", "--filter", "other.>"); code != exitUsage || !strings.Contains(stderr, "the stream has webhooks.>") {
 		t.Errorf("a filter outside of the stream: exit %d: %s", code, stderr)
 	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "REPLAY_x", Subjects: []string{"replay.x.>"}}); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := command(t, append(environ, "BRIDGE_STREAM=REPLAY_x"), "tail", "--provider", "dfns"); code != exitUsage || !strings.Contains(stderr, "--provider dfns: the stream has replay.x.>") {
+		t.Errorf("a provider in a replay: exit %d: %s", code, stderr)
+	}
 	natstest.Eventually(t, 10*time.Second, "tail has printed the five events", func() bool { return strings.Count(tail.stdout.String(), "\n") >= 5 })
 	for line := range strings.Lines(tail.stdout.String()) {
 		var ce struct {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/nats-io/nats.go"
@@ -101,11 +102,12 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 		return err
 	}
 	wanted := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverNewPolicy}
-	switch {
-	case t.Filter != "":
-		wanted.FilterSubjects = []string{t.Filter}
-	case t.Provider != "":
-		wanted.FilterSubjects = []string{cfg.SubjectPrefix + "." + t.Provider + ".>"}
+	flag, filter := "filter "+t.Filter, t.Filter
+	if t.Provider != "" {
+		flag, filter = "provider "+t.Provider, cfg.SubjectPrefix+"."+t.Provider+".>"
+	}
+	if filter != "" {
+		wanted.FilterSubjects = []string{filter}
 	}
 	if t.Since > 0 {
 		start := time.Now().Add(-t.Since)
@@ -115,8 +117,8 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 	if err != nil {
 		return streamError(cfg.Stream, "STREAM", err)
 	}
-	if subjects := stream.CachedInfo().Config.Subjects; t.Filter != "" && len(subjects) > 0 && !replay.Taken(subjects, t.Filter) {
-		return usageError(fmt.Sprintf("--filter %s: the stream has %s", t.Filter, strings.Join(subjects, ", ")))
+	if subjects := stream.CachedInfo().Config.Subjects; filter != "" && len(subjects) > 0 && !replay.Taken(subjects, filter) {
+		return usageError(fmt.Sprintf("--%s: the stream has %s", flag, strings.Join(subjects, ", ")))
 	}
 	consumer, err := stream.OrderedConsumer(ctx, wanted)
 	if err != nil {
@@ -180,8 +182,8 @@ func (t *tailCmd) printEvent(ctx context.Context, js jetstream.JetStream, w io.W
 		}
 		ce.DataEncoded = body
 	}
-	if len(ce.Data()) > 0 && !json.Valid(ce.Data()) {
-		return printJSON(w, map[string]string{"id": ce.ID(), "type": ce.Type(), "error": "its data is no JSON"})
+	if len(ce.Data()) > 0 && (!json.Valid(ce.Data()) || !utf8.Valid(ce.Data())) {
+		return printJSON(w, map[string]string{"id": ce.ID(), "type": ce.Type(), "error": "its data is no JSON in UTF-8"})
 	}
 	return printJSON(w, ce)
 }
