@@ -82,8 +82,9 @@ type Bus struct {
 	// Of the stream of events and of the bucket; nil: external.
 	group, bucketGroup *group
 
-	state atomic.Pointer[State]
-	wake  chan struct{}
+	state   atomic.Pointer[State]
+	wake    chan struct{}
+	failing atomic.Pointer[failing] // nil: the last event was taken
 
 	incarnation struct {
 		sync.Mutex

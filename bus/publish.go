@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -58,12 +59,15 @@ func (b *Bus) publishWhole(ctx context.Context, msg *nats.Msg, stream string) (A
 	return ack, err
 }
 
-func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, error) {
+func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (ack Ack, err error) {
 	if reason := b.state.Load().refused[stream]; reason != "" {
 		return Ack{}, fmt.Errorf("%w: %s", ErrUnavailable, reason)
 	}
 	if !b.nc.IsConnected() {
 		return Ack{}, fmt.Errorf("%w: not connected to NATS", ErrUnavailable)
+	}
+	if stream == b.cfg.Stream {
+		defer func() { b.note(err) }()
 	}
 	msg.Header[jetstream.ExpectedStreamHeader] = []string{stream}
 	end := time.Now().Add(b.cfg.PublishTimeout)
@@ -110,6 +114,29 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (Ack, e
 			b.Wake()
 			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
+	}
+}
+
+// failing says why the stream has taken no event, and since when, though there is a
+// connection: the server or the account is full, the user may not.
+type failing struct {
+	since  time.Time
+	reason string
+}
+
+// failingFor is how long it may take none before that is worth a warning.
+const failingFor = 2 * time.Second
+
+// note keeps what came of publishing an event.
+func (b *Bus) note(err error) {
+	old := b.failing.Load()
+	switch {
+	case err == nil && old != nil:
+		b.failing.Store(nil)
+		b.Wake()
+	case errors.Is(err, ErrUnavailable) && old == nil && b.nc.IsConnected():
+		reason := strings.TrimPrefix(err.Error(), ErrUnavailable.Error()+": ")
+		b.failing.CompareAndSwap(nil, &failing{time.Now(), reason})
 	}
 }
 

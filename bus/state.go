@@ -27,6 +27,9 @@ type State struct {
 	// DuplicateWindow is the stream's; 0 as long as it is not known.
 	DuplicateWindow time.Duration
 
+	// Failing: nothing is known to be wrong, but the stream takes no events.
+	Failing bool
+
 	// refused says, by stream, why nothing is published to it: it was looked at
 	// and would lose what it acknowledges, or was never looked at. A stream that
 	// only cannot be reached is not refused; publishing finds that out.
@@ -102,7 +105,7 @@ func (b *Bus) Run(ctx context.Context) {
 		}
 		b.publishState(st)
 		next := checkEvery
-		if !st.Ready() {
+		if !st.Ready() || b.failing.Load() != nil {
 			next = retryPause
 		}
 		select {
@@ -212,6 +215,10 @@ func (b *Bus) check(ctx context.Context) *State {
 		st.StreamCreated = stream.Created
 		replicas = stream.Config.Replicas
 		b.lookAtStream(st, stream)
+	}
+	if f := b.failing.Load(); f != nil && st.Ready() && time.Since(f.since) > failingFor {
+		st.Failing = true
+		st.warn("stream %s: it takes no events: %s", b.cfg.Stream, f.reason)
 	}
 	var quarantine *jetstream.StreamInfo
 	if s := b.ensure(ctx, st, b.quarantineSpec()); s != nil {

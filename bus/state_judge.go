@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -25,6 +26,15 @@ func (b *Bus) lookAtStream(st *State, info *jetstream.StreamInfo) {
 	if c.Duplicates < b.cfg.DuplicateWindow {
 		st.warn("stream %s: its duplicate window is %v, less than the %v asked for; %s", c.Name, c.Duplicates, b.cfg.DuplicateWindow,
 			b.set("DUPLICATE_WINDOW", c.Name, "--dupe-window %v", b.cfg.DuplicateWindow))
+	}
+	if c.MaxMsgSize >= 0 && c.MaxMsgSize < maxHeaders {
+		st.warn("stream %s: its max_msg_size of %d is less than the headers of an event may take, and what is larger is quarantined; nats stream edit %s --max-msg-size=-1", c.Name, c.MaxMsgSize, c.Name)
+	}
+	if c.DiscardNewPerSubject {
+		st.warn("stream %s: discard_new_per_subject refuses events of a subject that has %d; nats stream edit %s --no-discard-per-subject --max-msgs-per-subject=-1", c.Name, c.MaxMsgsPerSubject, c.Name)
+	}
+	if t := c.SubjectTransform; t != nil && (t.Source == "" || server.SubjectsCollide(t.Source, b.cfg.SubjectPrefix+".>")) {
+		st.warn("stream %s: its subject_transform stores events on other subjects, where their consumers do not look; take it away", c.Name)
 	}
 	if err := b.server.failed(c.Name); err != nil {
 		st.problem("stream %s: it takes no events until the bridge starts anew: %v", c.Name, err)
@@ -80,6 +90,9 @@ func (b *Bus) lookAtBucket(st *State, info *jetstream.StreamInfo, replicas int) 
 	}
 	const again = "a redelivery may be stored again"
 
+	if stream, ours := strings.CutPrefix(c.Description, bucketOf); ours && stream != b.cfg.Stream {
+		warn("it is the index of stream %s: if a bridge of that uses it, %s; set BRIDGE_DEDUPE_BUCKET to another", stream, again)
+	}
 	switch {
 	case c.Mirror != nil:
 		problem("it is a mirror and takes no names itself; %s", b.anewBucket())

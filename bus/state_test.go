@@ -201,11 +201,23 @@ func follow(t *testing.T, js jetstream.JetStream, advice string) {
 		t.Fatalf("no command of natscli: %s", command)
 	}
 	c := streamInfo(t, js, name).Config
-	value := ""
-	if len(words) > 5 {
-		value = words[5]
+	for flags := words[4:]; len(flags) > 0; {
+		flag, value := flags[0], ""
+		if flags = flags[1:]; len(flags) > 0 {
+			value = flags[0]
+		}
+		if strings.HasPrefix(flag, "--") {
+			set(t, &c, flag, value)
+		}
 	}
-	switch flag := words[4]; flag {
+	if _, err := js.UpdateStream(t.Context(), c); err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+}
+
+func set(t *testing.T, c *jetstream.StreamConfig, flag, value string) {
+	t.Helper()
+	switch flag {
 	case "--ack":
 		c.NoAck = false
 	case "--no-discard-per-subject":
@@ -229,10 +241,7 @@ func follow(t *testing.T, js jetstream.JetStream, advice string) {
 	case "--max-age":
 		c.MaxAge = duration(t, value)
 	default:
-		t.Fatalf("unknown flag in %s", command)
-	}
-	if _, err := js.UpdateStream(t.Context(), c); err != nil {
-		t.Fatalf("%s: %v", command, err)
+		t.Fatalf("unknown flag %s", flag)
 	}
 }
 
@@ -365,6 +374,12 @@ func TestWarnings(t *testing.T) {
 		change     func(map[string]jetstream.StreamConfig)
 	}{
 		{"one replica", "stream WEBHOOKS: a 200 means written by one server, which may not have synced it to disk", func(map[string]jetstream.StreamConfig) {}},
+		{"small events", "stream WEBHOOKS: its max_msg_size of 300 is less", func(all map[string]jetstream.StreamConfig) {
+			change(all, "WEBHOOKS", func(c *jetstream.StreamConfig) { c.MaxMsgSize = 300 })
+		}},
+		{"few events of a subject", "stream WEBHOOKS: discard_new_per_subject refuses events of a subject that has 3", func(all map[string]jetstream.StreamConfig) {
+			change(all, "WEBHOOKS", func(c *jetstream.StreamConfig) { c.DiscardNewPerSubject, c.MaxMsgsPerSubject = true, 3 })
+		}},
 		{"short duplicate window", "stream WEBHOOKS: its duplicate window is 1m0s, less than the 10m0s asked for", func(all map[string]jetstream.StreamConfig) {
 			change(all, "WEBHOOKS", func(c *jetstream.StreamConfig) { c.Duplicates = time.Minute })
 		}},
@@ -423,6 +438,20 @@ func TestWarnings(t *testing.T) {
 			})
 		})
 	}
+	t.Run("other subjects", func(t *testing.T) {
+		s := natstest.Server(t)
+		create(t, jetStream(t, s.ClientURL()), map[string]jetstream.StreamConfig{"": events(func(c *jetstream.StreamConfig) {
+			c.SubjectTransform = &jetstream.SubjectTransformConfig{Source: "webhooks.>", Destination: "hooks.>"}
+		})})
+		wantWarning(t, openReady(t, external(s)), "stream WEBHOOKS: its subject_transform stores events on other subjects")
+	})
+	t.Run("bucket of another stream", func(t *testing.T) {
+		s := natstest.Server(t)
+		openReady(t, external(s))
+		cfg := external(s)
+		cfg.Stream, cfg.SubjectPrefix = "OTHER", "other"
+		wantWarning(t, openReady(t, cfg), "bucket webhooks-dedupe: it is the index of stream WEBHOOKS")
+	})
 	t.Run("dedupe window shorter than redelivery", func(t *testing.T) {
 		cfg := external(natstest.Server(t))
 		cfg.DedupeWindow = 24 * time.Hour

@@ -73,12 +73,15 @@ func (b *Bus) quarantineSpec() spec {
 	})
 }
 
+// bucketOf begins the description of a bucket; the stream's name follows.
+const bucketOf = "index of the events stored in "
+
 // bucketSpec is the stream behind the key-value bucket, laid out by NATS
 // ADR-8, so that every setting but ours can be kept.
 func (b *Bus) bucketSpec() spec {
 	c := jetstream.StreamConfig{
 		Name:              "KV_" + b.cfg.Bucket,
-		Description:       "index of the events stored in " + b.cfg.Stream,
+		Description:       bucketOf + b.cfg.Stream,
 		Subjects:          []string{"$KV." + b.cfg.Bucket + ".>"},
 		Storage:           jetstream.FileStorage,
 		Replicas:          b.cfg.Replicas,

@@ -105,7 +105,7 @@ func (a *Admin) readiness() Readiness {
 		switch problem := a.spool.Problem(); {
 		case problem != "":
 			r.Problems = append(r.Problems, problem)
-		case len(r.Problems) > 0 && !st.Refused():
+		case (len(r.Problems) > 0 || st.Failing) && !st.Refused():
 			r.Warnings, r.Problems = append(r.Problems, r.Warnings...), nil
 			r.Durability = "a 200 means written and synced to this machine's disk, one copy, until NATS takes it"
 		}

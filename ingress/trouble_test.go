@@ -3,11 +3,13 @@ package ingress_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -186,6 +188,50 @@ func TestClockJumps(t *testing.T) {
 			}
 			eachProvider(t, func(t *testing.T, p normalize.Provider) { check(t, p, r.fresh(p)) })
 			check(t, provider(t, "waldo"), []byte(fmt.Sprintf(`{"event":"flag","flag":true,"customerId":"c%s"}`, jump)))
+		})
+	}
+}
+
+// A server that is full stores nothing, though there is nothing wrong with the stream.
+func TestReadinessWhileTheServerIsFull(t *testing.T) {
+	for _, spooled := range []bool{false, true} {
+		t.Run(fmt.Sprintf("spool %t", spooled), func(t *testing.T) {
+			s := natstest.Server(t, func(o *server.Options) { o.JetStreamMaxStore = 2 << 20 })
+			var spool bus.SpoolConfig
+			if spooled {
+				spool = bus.SpoolConfig{Dir: t.TempDir(), MaxBytes: 64 << 20}
+			}
+			r := newSpoolRig(t, s.ClientURL(), spool, func(c *bus.Config, _ *ingress.Limits) { c.QuarantineMaxBytes = 1 << 20 }).ready()
+			waldo, says := provider(t, "waldo"), "insufficient resources"
+			durable := func() bool { _, ready := r.readiness(); return strings.Contains(ready.Durability, "one server") }
+			said := func() bool {
+				_, ready := r.readiness()
+				return strings.Contains(strings.Join(ready.Warnings, "\n"), says)
+			}
+			if !durable() || said() {
+				t.Fatal("it says so before")
+			}
+			natstest.Eventually(t, 20*time.Second, "it is said", func() bool {
+				body := fmt.Appendf(nil, `{"requestId":%q,"customerId":"c","event":"flag","pad":%q}`, rand.Text(), strings.Repeat("x", 60_000))
+				r.send(r.signed(waldo, body))
+				return said()
+			})
+			if durable() == spooled {
+				_, ready := r.readiness()
+				t.Errorf("a 200 is worth: %s", ready.Durability)
+			}
+			if spooled {
+				return
+			}
+			stream, err := r.js.Stream(t.Context(), "WEBHOOKS")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := stream.Purge(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			r.send(r.signed(waldo, []byte(`{"requestId":"last","customerId":"c","event":"flag"}`))).expect(t, http.StatusOK, "accepted")
+			natstest.Eventually(t, 20*time.Second, "it is said no more", func() bool { return !said() })
 		})
 	}
 }
