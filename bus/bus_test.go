@@ -14,14 +14,13 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/internal/natstest"
 	"github.com/hookbus/bridge/normalize"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 // within bounds every wait for a condition. A test that passes needs a small
 // part of it.

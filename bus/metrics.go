@@ -155,3 +155,17 @@ func (c *streamCollector) Collect(values chan<- prometheus.Metric) {
 		gauge(descWindow, window.Seconds())
 	}
 }
+
+// spoolCollector tells how much the spool holds, and nothing as long as nobody knows:
+// 0 would say that its disk may go.
+type spoolCollector struct{ spool *Spool }
+
+var spoolMessages = prometheus.NewDesc("bridge_spool_messages", "Webhooks on this machine's disk that wait for the bus; absent while that is not known.", nil, nil)
+
+func (c spoolCollector) Describe(ch chan<- *prometheus.Desc) { ch <- spoolMessages }
+
+func (c spoolCollector) Collect(ch chan<- prometheus.Metric) {
+	if n := c.spool.Len(); n >= 0 {
+		ch <- prometheus.MustNewConstMetric(spoolMessages, prometheus.GaugeValue, float64(n))
+	}
+}

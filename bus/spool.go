@@ -40,6 +40,7 @@ type Spool struct {
 	events atomic.Int64 // those of them that are events
 	reason atomic.Pointer[string]
 	damage atomic.Pointer[string]
+	opened atomic.Bool // at least once
 	broken atomic.Bool // to be opened anew
 	slow   atomic.Bool // being probed
 	probed atomic.Bool // nothing was written since
@@ -96,11 +97,7 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 	}
 	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), places: make(chan struct{}, spoolPlaces), order: make(chan struct{}, 1), parked: make(map[string]time.Time)}
 	s.coming.reset(0, 0)
-	err = reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "bridge_spool_messages",
-		Help: "Webhooks on this machine's disk that wait for the bus.",
-	}, func() float64 { return float64(s.Len()) }))
-	if err != nil {
+	if err := reg.Register(spoolCollector{s}); err != nil {
 		lock.Unlock()
 		return nil, err
 	}
@@ -108,8 +105,14 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 	return s, nil
 }
 
-// Len returns how many messages the spool holds.
-func (s *Spool) Len() int { return int(s.count.Load()) }
+// Len returns how many messages the spool holds; -1 if nobody knows, since it could
+// not be opened yet.
+func (s *Spool) Len() int {
+	if !s.opened.Load() {
+		return -1
+	}
+	return int(s.count.Load())
+}
 
 // Events returns how many of them are events.
 func (s *Spool) Events() int { return int(s.events.Load()) }

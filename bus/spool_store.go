@@ -71,6 +71,7 @@ func (s *Spool) open(ctx context.Context) bool {
 		s.problem(fmt.Sprintf("opening %s fails: %v", s.cfg.Dir, err))
 		return false
 	}
+	s.opened.Store(true)
 	if n := s.Len(); n > 0 {
 		s.log.Info("the spool holds webhooks that wait for the bus", "messages", n)
 	}

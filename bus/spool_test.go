@@ -31,8 +31,9 @@ func spoolConfig(dir string) bus.SpoolConfig {
 // spool is an open spool with a log of its own.
 type spool struct {
 	*bus.Spool
-	log *strings.Builder
-	mu  sync.Mutex
+	log      *strings.Builder
+	registry *prometheus.Registry
+	mu       sync.Mutex
 }
 
 func (s *spool) Write(p []byte) (int, error) {
@@ -49,9 +50,9 @@ func (s *spool) logged(text string) bool {
 
 func openSpool(t *testing.T, cfg bus.SpoolConfig) *spool {
 	t.Helper()
-	s := &spool{log: &strings.Builder{}}
+	s := &spool{log: &strings.Builder{}, registry: prometheus.NewRegistry()}
 	var err error
-	if s.Spool, err = bus.OpenSpool(t.Context(), cfg, slog.New(slog.NewTextHandler(s, nil)), prometheus.NewRegistry()); err != nil {
+	if s.Spool, err = bus.OpenSpool(t.Context(), cfg, slog.New(slog.NewTextHandler(s, nil)), s.registry); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -344,6 +345,39 @@ func TestDamagedSpool(t *testing.T) {
 }
 
 // A stream that the server cannot open is not replaced by an empty one.
+// What cannot be opened is not empty: the disk of one that is may be deleted.
+func TestUnreadableSpoolIsNotEmpty(t *testing.T) {
+	dir := t.TempDir()
+	s := openSpool(t, spoolConfig(dir))
+	mustPut(t, s, bus.Spooled{Event: newEvent(t, 1)})
+	s.Close()
+	meta := spoolFile(t, dir, "meta.inf")
+	was, err := os.ReadFile(meta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(meta, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = openSpool(t, spoolConfig(dir))
+	defer s.Close()
+	if n := s.Len(); n != -1 {
+		t.Errorf("%d messages, and it cannot be opened", n)
+	}
+	if values, err := s.registry.Gather(); len(values) != 0 || err != nil {
+		t.Errorf("metrics: %v, %v", values, err)
+	}
+	if err := os.WriteFile(meta, was, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stop := s.run(func(context.Context, bus.Spooled) error { return bus.ErrUnavailable })
+	natstest.Eventually(t, within, "it is opened", func() bool { return s.Len() == 1 })
+	stop()
+	if values, err := s.registry.Gather(); len(values) != 1 || values[0].Metric[0].Gauge.GetValue() != 1 || err != nil {
+		t.Errorf("metrics: %v, %v", values, err)
+	}
+}
+
 func TestUnreadableSpool(t *testing.T) {
 	dir := t.TempDir()
 	s := openSpool(t, spoolConfig(dir))

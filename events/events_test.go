@@ -13,7 +13,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"github.com/hookbus/bridge/events"
 	"github.com/hookbus/bridge/events/dfns"
@@ -23,7 +22,7 @@ import (
 	"github.com/hookbus/bridge/schemas"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 // message is a message of the stream, as the bridge writes it.
 type message struct {

@@ -83,7 +83,8 @@ type Readiness struct {
 	Durability       string  `json:"durability,omitempty"`
 	IndexLagMessages uint64  `json:"index_lag_messages"`
 	IndexLagSeconds  float64 `json:"index_lag_seconds"`
-	// SpoolMessages is how many webhooks wait on this machine's disk.
+	// SpoolMessages is how many webhooks wait on this machine's disk; absent
+	// without a spool, and while that is not known.
 	SpoolMessages *int `json:"spool_messages,omitempty"`
 }
 
@@ -97,8 +98,9 @@ func (a *Admin) readiness() Readiness {
 		IndexLagSeconds:  lag.Oldest.Seconds(),
 	}
 	if a.spool != nil {
-		waiting := a.spool.Len()
-		r.SpoolMessages = &waiting
+		if waiting := a.spool.Len(); waiting >= 0 {
+			r.SpoolMessages = &waiting
+		}
 		if warning := a.spool.Warning(); warning != "" {
 			r.Warnings = append(r.Warnings, warning)
 		}

@@ -18,7 +18,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
-	"go.uber.org/goleak"
 
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/dedupe"
@@ -28,7 +27,7 @@ import (
 	"github.com/hookbus/bridge/signature"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 const tolerance = 5 * time.Minute
 

@@ -15,14 +15,13 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/internal/natstest"
 	"github.com/hookbus/bridge/replay"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 const timeout = 20 * time.Second
 

@@ -286,8 +286,11 @@ func (b *bridge) takeDown(ctx context.Context) error {
 	b.stopIndex()
 	b.stopBus()
 	if b.spool != nil {
-		if n := b.spool.Len(); n > 0 {
+		switch n := b.spool.Len(); {
+		case n > 0:
 			b.log.Warn("webhooks stay in the spool", "messages", n)
+		case n < 0:
+			b.log.Warn("webhooks stay in the spool: how many is not known, since it could not be opened")
 		}
 		b.spool.Close()
 	}

@@ -9,13 +9,34 @@ package natstest
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
 )
+
+// Main runs the tests of a package, and fails if they leave goroutines behind. On a
+// busy machine those of a server and its clients take longer to end than goleak's
+// own half a second.
+func Main(m *testing.M) {
+	code := m.Run()
+	for deadline := time.Now().Add(startTimeout); code == 0; {
+		err := goleak.Find()
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
 
 // startTimeout bounds the wait for one server to accept connections.
 const startTimeout = 10 * time.Second

@@ -8,12 +8,11 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"github.com/hookbus/bridge/internal/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 func TestServerStoresAndReportsItsOptions(t *testing.T) {
 	s := natstest.Server(t, func(o *server.Options) { o.SyncAlways = true })
