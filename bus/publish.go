@@ -30,6 +30,10 @@ const (
 	errTooManyRequests = 10167 // the stream's queue is full for the moment
 )
 
+// noRoom is why a stream of a size is not made: the account, the server or the limit
+// of a stream has not so much.
+var noRoom = []jetstream.ErrorCode{10002, 10023, 10047, 10122}
+
 // Publish stores the event and returns when the stream has acknowledged it.
 // Until the publish timeout has passed it tries again, with the same id, so
 // that a lost acknowledgement or a new leader do not cost the event. A body too

@@ -191,7 +191,7 @@ func (s *Spool) probe() {
 }
 
 func (s *Spool) probeDisk() error {
-	file, err := os.CreateTemp(s.cfg.Dir, "probe")
+	file, err := os.Create(filepath.Join(s.cfg.Dir, "probe"))
 	if err != nil {
 		return err
 	}
