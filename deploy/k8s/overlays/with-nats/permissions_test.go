@@ -198,11 +198,11 @@ func TestPermissions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	consumers := stream.ListConsumers(t.Context()) // bridge status
-	for range consumers.Info() {
+	all := stream.ListConsumers(t.Context()) // bridge status
+	for range all.Info() {
 	}
-	if consumers.Err() != nil {
-		t.Error(consumers.Err())
+	if all.Err() != nil {
+		t.Error(all.Err())
 	}
 	bridge.mayNot(t, "orders.new", "$JS.API.STREAM.CREATE.ORDERS", "$JS.API.STREAM.NAMES", "$JS.API.CONSUMER.CREATE.ORDERS.x", "$SYS.REQ.SERVER.PING")
 
@@ -251,9 +251,30 @@ func TestPermissions(t *testing.T) {
 	if read == 0 || batch.Error() != nil {
 		t.Errorf("%d events read, %v", read, batch.Error())
 	}
+	ordered, err := c.js.OrderedConsumer(t.Context(), "WEBHOOKS", jetstream.OrderedConsumerConfig{FilterSubjects: []string{"webhooks.dataspike.>"}})
+	if err == nil {
+		_, err = ordered.Next(jetstream.FetchMaxWait(within))
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if stream, err = c.js.Stream(t.Context(), "WEBHOOKS"); err != nil {
+		t.Fatal(err)
+	}
+	consumers, names := stream.ListConsumers(t.Context()), stream.ConsumerNames(t.Context())
+	for range consumers.Info() {
+	}
+	for range names.Name() {
+	}
+	if err := errors.Join(consumers.Err(), names.Err()); err != nil {
+		t.Error(err)
+	}
 	c.mayNot(t,
 		"webhooks.dfns.wallet.transfer.confirmed", "quarantine.x.y", "$KV.webhooks-dedupe.x", "$O.WEBHOOKS_BODIES.C.x",
 		"$JS.API.STREAM.PURGE.WEBHOOKS", "$JS.API.STREAM.DELETE.WEBHOOKS", "$JS.API.STREAM.MSG.DELETE.WEBHOOKS", "$JS.API.STREAM.UPDATE.WEBHOOKS",
+		// To make a consumer that is there is to change it.
+		"$JS.API.CONSUMER.CREATE.WEBHOOKS", "$JS.API.CONSUMER.CREATE.WEBHOOKS.bridge-indexer", "$JS.API.CONSUMER.CREATE.WEBHOOKS.bridge-indexer.webhooks.none",
+		"$JS.API.CONSUMER.DURABLE.CREATE.WEBHOOKS.bridge-indexer", "$JS.API.CONSUMER.CREATE.OBJ_WEBHOOKS_BODIES",
 		"$JS.API.CONSUMER.DELETE.WEBHOOKS.bridge-indexer", "$JS.API.CONSUMER.MSG.NEXT.WEBHOOKS.bridge-indexer", "$JS.ACK.WEBHOOKS.bridge-indexer.1.1.1.1.1",
 		"$JS.API.STREAM.MSG.GET.WEBHOOKS_QUARANTINE")
 }
