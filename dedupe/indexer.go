@@ -37,6 +37,7 @@ type Indexer struct {
 	most     atomic.Int64  // entries of a write; below indexMost there is one at a time
 	slowly   sync.Mutex    // held by who writes then
 	stale    time.Time     // since when the consumer is of another bucket or stream; zero: it is not
+	failed   string        // why it does not work, as logged; empty: it does
 }
 
 // NewIndexer returns an indexer; [Indexer.Run] does the work.
@@ -87,6 +88,9 @@ const (
 	drainTimeout    = time.Second
 	measureLagEvery = 2 * time.Second
 	staleFor        = 5 * time.Second // streams and bucket are looked at again each second meanwhile
+	worksAfter      = 5 * time.Second // without a message; what does not work fails sooner
+
+	errPendingLimit = 10121 // the server, the account or the stream allows fewer messages not acknowledged
 )
 
 // errStale: streams or bucket have changed since the bus looked at them.
@@ -108,8 +112,11 @@ func (x *Indexer) Run(ctx context.Context) {
 			continue
 		}
 		if err := x.index(ctx, st); err != nil && ctx.Err() == nil {
-			if x.bus.Connected() { // else that is logged
+			if !x.bus.Connected() { // that is logged
+				x.failed = ""
+			} else if text := err.Error(); text != x.failed { // what goes on is no news
 				x.log.Warn("indexing interrupted", "error", err)
+				x.failed = text
 			}
 			x.bus.Wake()
 			wait(ctx, nil, indexRetry)
@@ -192,8 +199,12 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 			}
 		})
 	}
+	begun := time.Now()
 	for {
 		msg, err := messages.Next(jetstream.NextContext(next))
+		if err == nil || time.Since(begun) > worksAfter {
+			x.failed = ""
+		}
 		switch {
 		case errors.Is(err, jetstream.ErrMsgIteratorClosed), errors.Is(err, context.Canceled):
 			return nil
@@ -240,7 +251,7 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 	}
 	x.stale = time.Time{}
 	start := time.Now().Add(-x.dedupe.windows.Dedupe)
-	c, err = js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
+	config := jetstream.ConsumerConfig{
 		Durable:       IndexerName,
 		Description:   "writes the names of stored events into the dedupe bucket",
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy,
@@ -251,7 +262,12 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 		MaxAckPending: indexPending,
 		HeadersOnly:   true,
 		Metadata:      map[string]string{bucketMetadata: bucket, streamMetadata: created},
-	})
+	}
+	c, err = js.CreateConsumer(ctx, stream, config)
+	if api := (*jetstream.APIError)(nil); errors.As(err, &api) && api.ErrorCode == errPendingLimit {
+		config.MaxAckPending = 0 // as many as are allowed
+		c, err = js.CreateConsumer(ctx, stream, config)
+	}
 	if errors.Is(err, jetstream.ErrConsumerExists) { // by another replica just now
 		return js.Consumer(ctx, stream, IndexerName)
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -139,6 +140,69 @@ func TestLagShowsThatThereIsNoBucket(t *testing.T) {
 	b.eventually("bridge_index_lag_messages says that 3 events are not indexed", func() bool {
 		return b.metric("bridge_index_lag_messages") == 3
 	})
+}
+
+// The server, or the account, allows fewer messages not acknowledged than the indexer
+// would take.
+func TestIndexerWithinALimitOfPendingMessages(t *testing.T) {
+	t.Parallel()
+	const limit, events = 3, 100
+	b := start(t, external(natstest.Server(t, func(o *server.Options) { o.JetStreamLimits.MaxAckPending = limit })))
+	ids := make(map[body]string)
+	for n := range events {
+		body := screening(fmt.Sprint(n))
+		ids[body] = b.stores(body)
+	}
+	b.index()
+	b.indexed()
+	if got := b.consumer().Config.MaxAckPending; got != limit {
+		t.Errorf("the consumer has up to %d messages out, want %d", got, limit)
+	}
+	for body, id := range ids {
+		b.wantNames(body, id)
+	}
+}
+
+// What keeps the indexer from its work for days is not logged four times a second,
+// and is when it comes again.
+func TestLastingFailureIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	s := natstest.Server(t)
+	b := start(t, external(s))
+	b.deleteStream("WEBHOOKS")
+	if _, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "WEBHOOKS", Subjects: []string{"webhooks.>"}, Discard: jetstream.DiscardNew, MaxConsumers: 1}); err != nil {
+		t.Fatal(err)
+	}
+	taken := func() {
+		t.Helper()
+		b.eventually("the only consumer is another", func() bool {
+			b.js.DeleteConsumer(t.Context(), "WEBHOOKS", dedupe.IndexerName)
+			_, err := b.js.CreateConsumer(t.Context(), "WEBHOOKS", jetstream.ConsumerConfig{Durable: "other"})
+			return err == nil
+		})
+	}
+	taken()
+	attempts, err := natstest.Connect(t, s.ClientURL()).SubscribeSync("$JS.API.CONSUMER.CREATE.WEBHOOKS.bridge-indexer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.index()
+	for range 4 {
+		if _, err := attempts.NextMsg(within); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := b.log.count("indexing interrupted"); n != 1 {
+		t.Errorf("logged %d times, want once", n)
+	}
+	if err := b.js.DeleteConsumer(t.Context(), "WEBHOOKS", "other"); err != nil {
+		t.Fatal(err)
+	}
+	b.stores(screening("1"))
+	b.indexed()
+	logged := b.log.count("indexing interrupted")
+	taken()
+	b.eventually("that the consumer is gone is logged, and why there is no other", func() bool { return b.log.count("indexing interrupted") >= logged+2 })
 }
 
 // What is waited for longer than messages are out and writes may take as a rule is
