@@ -46,7 +46,7 @@ func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registe
 		Name: "bridge_index_unnamed_total",
 		Help: "Messages in the stream without the bridge's headers, which the indexer passed over.",
 	})}
-	x.lag.Store(&measured{})
+	x.lag.Store(&measured{at: time.Now()})
 	x.patience.Store(int64(indexTimeout))
 	x.most.Store(4 * indexFew) // nothing is known of how fast writes are
 	var errs []error
@@ -58,7 +58,7 @@ func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registe
 		}, func() float64 { return float64(x.Lag().Messages) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "bridge_index_lag_seconds",
-			Help: "Age of the oldest message that is not yet indexed. Above the duplicate window, redeliveries may be stored again.",
+			Help: "Age of the oldest message that is not yet indexed, or not known to be. Above the duplicate window, redeliveries may be stored again.",
 		}, func() float64 { return x.Lag().Oldest.Seconds() }),
 	} {
 		errs = append(errs, reg.Register(c))

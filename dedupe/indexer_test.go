@@ -123,6 +123,19 @@ func TestLagShowsThatThereIsNoConsumer(t *testing.T) {
 	})
 }
 
+// What cannot be asked is not known to be indexed.
+func TestLagGrowsWhileItCannotBeMeasured(t *testing.T) {
+	t.Parallel()
+	cfg := external(natstest.Server(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "bridge", Password: "p", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"$JS.API.CONSUMER.>"}}}}}
+	}))
+	cfg.User, cfg.Password = "bridge", "p"
+	b := start(t, cfg)
+	b.index()
+	b.stores(screening("1"))
+	b.eventually("bridge_index_lag_seconds grows", func() bool { return b.metric("bridge_index_lag_seconds") > 7 })
+}
+
 // The bucket is somebody else's and missing: events are stored and not indexed,
 // and the gauges must say so.
 func TestLagShowsThatThereIsNoBucket(t *testing.T) {

@@ -20,10 +20,23 @@ type measured struct {
 	Lag
 	at       time.Time         // not later than the answers
 	consumer map[string]string // metadata of the consumer
+	failing  time.Time         // since when there is a connection and no answer; zero: there was one
 }
 
-// Lag returns how far the index was behind a few seconds ago.
-func (x *Indexer) Lag() Lag { return x.lag.Load().Lag }
+// lagUnknown is how long there is no answer until what was stored since the last one
+// counts as not indexed.
+const lagUnknown = 3 * measureLagEvery
+
+// Lag returns how far the index was behind a few seconds ago. While that cannot be
+// measured, what may not be indexed gets older.
+func (x *Indexer) Lag() Lag {
+	m := x.lag.Load()
+	lag := m.Lag
+	if !m.failing.IsZero() && time.Since(m.failing) > lagUnknown {
+		lag.Oldest += time.Since(m.at)
+	}
+	return lag
+}
 
 // indexed returns a time before which all that the stream holds was stored that was
 // indexed when the lag was measured; zero if that was not of this bucket.
@@ -35,14 +48,26 @@ func (x *Indexer) indexed(st *bus.State) time.Time {
 	return lag.at.Add(-lag.Oldest)
 }
 
+// unanswered is what is known when there was no answer to a question asked then.
+func (m measured) unanswered(asked time.Time, connected bool) measured {
+	if !connected { // nothing is stored either
+		m.failing = time.Time{}
+	} else if m.failing.IsZero() {
+		m.failing = asked
+	}
+	return m
+}
+
 // measureLag keeps the lag up to date, also while nothing is indexed.
 func (x *Indexer) measureLag(ctx context.Context) {
 	for ctx.Err() == nil {
 		at := time.Now()
-		if m, err := x.measure(ctx); err == nil {
-			m.at = at
-			x.lag.Store(&m)
+		m, err := x.measure(ctx)
+		m.at = at
+		if err != nil {
+			m = x.lag.Load().unanswered(at, x.bus.Connected())
 		}
+		x.lag.Store(&m)
 		wait(ctx, nil, measureLagEvery)
 	}
 }

@@ -30,3 +30,28 @@ func TestIndexedIsOfOneBucket(t *testing.T) {
 		}
 	}
 }
+
+// A failure or two are no lag; then all counts that was stored since the index was
+// last known.
+func TestLagWithoutAnAnswer(t *testing.T) {
+	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
+	known := Lag{Messages: 3, Oldest: time.Minute}
+	for _, tt := range []struct {
+		name string
+		measured
+		want time.Duration
+	}{
+		{"answered", measured{Lag: known, at: ago(time.Hour)}, time.Minute},
+		{"a failure", measured{Lag: known, at: ago(time.Hour), failing: ago(lagUnknown / 2)}, time.Minute},
+		{"many", measured{Lag: known, at: ago(time.Hour), failing: ago(2 * lagUnknown)}, time.Hour + time.Minute},
+		{"many, one just now", measured{Lag: known, at: ago(time.Hour), failing: ago(2 * lagUnknown)}.unanswered(time.Now(), true), time.Hour + time.Minute},
+		{"no connection", measured{Lag: known, at: ago(time.Hour), failing: ago(2 * lagUnknown)}.unanswered(time.Now(), false), time.Minute},
+		{"a connection again", measured{Lag: known, at: ago(time.Hour)}.unanswered(time.Now(), true), time.Minute},
+	} {
+		x := &Indexer{}
+		x.lag.Store(&tt.measured)
+		if got := x.Lag(); got.Messages != 3 || got.Oldest.Round(time.Second) != tt.want {
+			t.Errorf("%s: got %+v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
