@@ -56,6 +56,6 @@ func (d *Deduper) Lacks(names []string) bool { return d.filter.lacks(names[0]) }
 // to gather.
 func (x *Indexer) LetGather(d time.Duration) { x.pause = d }
 
-// HurryFilter has, for all tests, the filter be asked with short duplicate windows,
-// and follow the bucket again soon.
-func HurryFilter() { leastWindow, filterRetry = time.Second, time.Second/2 }
+// Hurry has, for all tests, the filter be asked with short duplicate windows, and
+// follow the bucket again soon, and an indexer that has stopped replaced soon.
+func Hurry() { leastWindow, filterRetry, takeOverAfter = time.Second, time.Second/2, 3*time.Second }

@@ -24,7 +24,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	dedupe.HurryFilter()
+	dedupe.Hurry()
 	goleak.VerifyTestMain(m)
 }
 

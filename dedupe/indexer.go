@@ -3,6 +3,7 @@ package dedupe
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,7 @@ const IndexerName = "bridge-indexer"
 // Where the consumer keeps which bucket it fills, and from which stream: one that
 // was restored from a backup has the consumer that it had, and may be another.
 const (
+	nameMetadata   = "bridge-bucket" // not kept by earlier versions
 	bucketMetadata = "bridge-bucket-created"
 	streamMetadata = "bridge-stream-created"
 )
@@ -37,6 +39,8 @@ type Indexer struct {
 	most     atomic.Int64  // entries of a write; below indexMost there is one at a time
 	slowly   sync.Mutex    // held by who writes then
 	stale    time.Time     // since when the consumer is of another bucket or stream; zero: it is not
+	looked   time.Time     // when a consumer of another bucket's name was seen last
+	idle     time.Time     // since when nobody has been seen to read from it
 	failed   string        // why it does not work, as logged; empty: it does
 }
 
@@ -74,6 +78,15 @@ func fills(metadata map[string]string, st *bus.State) bool {
 	return metadata[bucketMetadata] == bucket && (reads == stream || reads == "")
 }
 
+// another returns the name of the bucket that the consumer with that metadata fills,
+// if it is not this bucket's: that of a bridge with other settings.
+func another(metadata map[string]string, st *bus.State) string {
+	if name := metadata[nameMetadata]; st.Bucket() != nil && name != st.Bucket().Bucket() {
+		return name
+	}
+	return ""
+}
+
 // incarnations returns what the consumer's metadata say of bucket and stream.
 func incarnations(st *bus.State) (bucket, stream string) {
 	return st.BucketCreated.UTC().Format(time.RFC3339Nano), st.StreamCreated.UTC().Format(time.RFC3339Nano)
@@ -93,13 +106,17 @@ const (
 	errPendingLimit = 10121 // the server, the account or the stream allows fewer messages not acknowledged
 )
 
+// takeOverAfter is how long nobody has to have read from the consumer of another
+// bucket's name: who reads is, between two requests, not seen to for a moment.
+var takeOverAfter = 15 * time.Second
+
 // errStale: streams or bucket have changed since the bus looked at them.
 var errStale = errors.New("dedupe: stream or bucket has changed")
 
 // Run indexes until ctx ends; messages begun are finished, those fetched are
 // given back. It makes the consumer where it is missing, and makes it anew, to
 // start one dedupe window ago, where the bucket is another than the consumer
-// has filled.
+// has filled. Of two bridges with buckets of different names the first has it.
 func (x *Indexer) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -227,22 +244,15 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 	bucket, created := incarnations(st)
 	c, err := js.Consumer(ctx, stream, IndexerName)
 	if err == nil {
-		metadata := c.CachedInfo().Config.Metadata
-		if fills(metadata, st) {
+		reason, err := x.again(c.CachedInfo(), st)
+		if err != nil {
+			return nil, err
+		}
+		if reason == "" {
 			x.stale = time.Time{}
 			return c, nil
 		}
-		if after(metadata[bucketMetadata], st.BucketCreated) || after(metadata[streamMetadata], st.StreamCreated) {
-			// Another replica knows a newer one; or there is none, since a clock
-			// was set back.
-			if x.stale.IsZero() {
-				x.stale = time.Now()
-			}
-			if time.Since(x.stale) < staleFor {
-				return nil, errStale
-			}
-		}
-		x.log.Info("the bucket or the stream is new: indexing again", "since", x.dedupe.windows.Dedupe)
+		x.log.Info("indexing again", "reason", reason, "since", x.dedupe.windows.Dedupe)
 		if err := js.DeleteConsumer(ctx, stream, IndexerName); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return nil, err
 		}
@@ -261,17 +271,54 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 		MaxDeliver:    -1,
 		MaxAckPending: indexPending,
 		HeadersOnly:   true,
-		Metadata:      map[string]string{bucketMetadata: bucket, streamMetadata: created},
+		Metadata:      map[string]string{nameMetadata: st.Bucket().Bucket(), bucketMetadata: bucket, streamMetadata: created},
 	}
 	c, err = js.CreateConsumer(ctx, stream, config)
 	if api := (*jetstream.APIError)(nil); errors.As(err, &api) && api.ErrorCode == errPendingLimit {
 		config.MaxAckPending = 0 // as many as are allowed
 		c, err = js.CreateConsumer(ctx, stream, config)
 	}
-	if errors.Is(err, jetstream.ErrConsumerExists) { // by another replica just now
-		return js.Consumer(ctx, stream, IndexerName)
+	if errors.Is(err, jetstream.ErrConsumerExists) { // by another bridge just now
+		return x.consumer(ctx, st)
 	}
 	return c, err
+}
+
+// again says why a consumer has to be made anew; nothing, if it is the one that
+// fills the bucket of this state. An error says why that is not to be told yet.
+func (x *Indexer) again(c *jetstream.ConsumerInfo, st *bus.State) (reason string, err error) {
+	metadata := c.Config.Metadata
+	if other := another(metadata, st); other != "" {
+		if !x.abandoned(c) {
+			return "", fmt.Errorf("dedupe: the indexer of stream %s writes to the bucket %s: this bridge, with %s, takes its place when it has stood still for %v; bridges of one stream need one BRIDGE_DEDUPE_BUCKET", c.Stream, other, st.Bucket().Bucket(), takeOverAfter)
+		}
+		return "the bucket has another name, and nobody fills " + other, nil
+	}
+	if fills(metadata, st) {
+		return "", nil
+	}
+	if after(metadata[bucketMetadata], st.BucketCreated) || after(metadata[streamMetadata], st.StreamCreated) {
+		// Another replica knows a newer one; or there is none, since a clock
+		// was set back.
+		if x.stale.IsZero() {
+			x.stale = time.Now()
+		}
+		if time.Since(x.stale) < staleFor {
+			return "", errStale
+		}
+	}
+	return "the bucket or the stream is new", nil
+}
+
+// abandoned reports whether nobody has read from a consumer since some time, all of
+// which it was looked at.
+func (x *Indexer) abandoned(c *jetstream.ConsumerInfo) bool {
+	now := time.Now()
+	if c.NumWaiting > 0 || now.Sub(x.looked) > takeOverAfter/3 {
+		x.idle = now
+	}
+	x.looked = now
+	return now.Sub(x.idle) > takeOverAfter
 }
 
 // after reports whether a time in the metadata is later than t.

@@ -84,9 +84,8 @@ func (x *Indexer) measure(ctx context.Context) (m measured, err error) {
 	x.dedupe.filter.window(stream.Config.Duplicates)
 	m.Messages = stream.State.Msgs // without a consumer
 	next := uint64(1)
-	switch c, err := js.Consumer(ctx, x.bus.Stream(), IndexerName); {
+	switch info, err := consumerOf(ctx, x.bus); {
 	case err == nil:
-		info := c.CachedInfo()
 		m.Messages, next, m.consumer = info.NumPending+uint64(info.NumAckPending), info.AckFloor.Stream+1, info.Config.Metadata
 	case !errors.Is(err, jetstream.ErrConsumerNotFound):
 		return m, err
@@ -167,9 +166,23 @@ func lastSequence(ctx context.Context, b *bus.Bus, latest *entry) (uint64, error
 func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
-	c, err := b.JetStream().Consumer(ctx, b.Stream(), IndexerName)
+	info, err := consumerOf(ctx, b)
 	if err != nil {
 		return false, err
 	}
-	return c.CachedInfo().AckFloor.Stream >= last, nil
+	return info.AckFloor.Stream >= last, nil
+}
+
+// consumerOf describes the consumer that fills the bridge's bucket. The error is
+// [jetstream.ErrConsumerNotFound], too, if the one there is fills another.
+func consumerOf(ctx context.Context, b *bus.Bus) (*jetstream.ConsumerInfo, error) {
+	c, err := b.JetStream().Consumer(ctx, b.Stream(), IndexerName)
+	if err != nil {
+		return nil, err
+	}
+	info := c.CachedInfo()
+	if another(info.Config.Metadata, b.State()) != "" {
+		return nil, jetstream.ErrConsumerNotFound
+	}
+	return info, nil
 }

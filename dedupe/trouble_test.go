@@ -261,3 +261,82 @@ func TestRestoredStreamKnowsNothingOfTheOneItReplaces(t *testing.T) {
 	b.stores(named)
 	b.stores(report)
 }
+
+// Of two bridges with different buckets each took the stream's only indexer from the
+// other, for ever. The first has it until it stops.
+func TestTwoBucketsOfOneStream(t *testing.T) {
+	t.Parallel()
+	cfg := external(natstest.Server(t))
+	cfg.DuplicateWindow = shortly
+	a := start(t, cfg)
+	stop := a.index()
+	id := a.stores(screening("1"))
+	a.indexed()
+	created := a.consumer().Created
+
+	cfg.Bucket = "other"
+	b := start(t, cfg)
+	b.index()
+	b.eventually("longer than it takes to replace an indexer that has stopped", func() bool { return time.Since(b.begun) > 7*time.Second })
+	if c := a.consumer(); !c.Created.Equal(created) {
+		t.Errorf("the indexer was replaced: %v", c.Config.Metadata)
+	}
+	if n := b.log.count("indexing interrupted"); n != 1 {
+		t.Errorf("logged %d times, want once", n)
+	}
+	if lag := b.indexer.Lag(); lag.Messages == 0 || lag.Oldest == 0 {
+		t.Errorf("nothing is in the bucket, and the lag is %+v", lag)
+	}
+	a.forget()
+	a.knows(screening("1"), id)
+
+	stop()
+	b.indexedInto("other")
+	b.forget()
+	b.knows(screening("1"), id)
+}
+
+// indexedInto returns when all that is stored is indexed into that bucket.
+func (b *bridge) indexedInto(bucket string) {
+	b.t.Helper()
+	b.eventually("the indexer is that of bucket "+bucket, func() bool {
+		c := b.consumer()
+		return c != nil && c.Config.Metadata["bridge-bucket"] == bucket
+	})
+	b.indexed()
+}
+
+// An operator gives a bridge another bucket.
+func TestBucketOfAnotherName(t *testing.T) {
+	t.Parallel()
+	cfg := external(natstest.Server(t))
+	cfg.DuplicateWindow = shortly
+	a := start(t, cfg)
+	stop := a.index()
+	id := a.stores(screening("1"))
+	a.indexed()
+	stop()
+	a.close()
+
+	cfg.Bucket = "other"
+	b := start(t, cfg)
+	b.index()
+	b.indexedInto("other")
+	b.forget()
+	b.knows(screening("1"), id)
+}
+
+// That all is in another bucket says nothing of this one, which lacks a report that has
+// come between two equal ones.
+func TestReportIsNotJudgedByTheIndexOfAnotherBucket(t *testing.T) {
+	t.Parallel()
+	cfg := external(natstest.Server(t))
+	a := start(t, cfg)
+	cfg.Bucket = "other"
+	b := start(t, cfg)
+	b.index()
+	a.stores(flag("c", true))
+	b.stores(flag("c", false))
+	b.indexed()
+	a.stores(flag("c", true))
+}
