@@ -39,6 +39,7 @@ type Indexer struct {
 	most     atomic.Int64  // entries of a write; below indexMost there is one at a time
 	slowly   sync.Mutex    // held by who writes then
 	stale    time.Time     // since when the consumer is of another bucket or stream; zero: it is not
+	edited   chan struct{} // says that the consumer has to be looked at again
 	looked   time.Time     // when a consumer of another bucket's name was seen last
 	idle     time.Time     // since when nobody has been seen to read from it
 	failed   string        // why it does not work, as logged; empty: it does
@@ -46,7 +47,7 @@ type Indexer struct {
 
 // NewIndexer returns an indexer; [Indexer.Run] does the work.
 func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registerer) (*Indexer, error) {
-	x := &Indexer{bus: b, dedupe: d, log: log, pause: indexPause, unnamed: prometheus.NewCounter(prometheus.CounterOpts{
+	x := &Indexer{bus: b, dedupe: d, log: log, pause: indexPause, edited: make(chan struct{}, 1), unnamed: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "bridge_index_unnamed_total",
 		Help: "Messages in the stream without the bridge's headers, which the indexer passed over.",
 	})}
@@ -87,6 +88,20 @@ func another(metadata map[string]string, st *bus.State) string {
 	return ""
 }
 
+// unfit says why a consumer with these settings, which somebody has edited, does not
+// hand over all events until they are indexed; nothing, if it does.
+func unfit(c jetstream.ConsumerConfig) string {
+	switch {
+	case c.FilterSubject != "" || len(c.FilterSubjects) > 0:
+		return "the consumer has a filter"
+	case c.MaxDeliver > 0:
+		return "the consumer gives messages up"
+	case c.AckPolicy != jetstream.AckExplicitPolicy:
+		return "the consumer does not wait for each acknowledgement"
+	}
+	return ""
+}
+
 // incarnations returns what the consumer's metadata say of bucket and stream.
 func incarnations(st *bus.State) (bucket, stream string) {
 	return st.BucketCreated.UTC().Format(time.RFC3339Nano), st.StreamCreated.UTC().Format(time.RFC3339Nano)
@@ -116,7 +131,7 @@ var errStale = errors.New("dedupe: stream or bucket has changed")
 // Run indexes until ctx ends; messages begun are finished, those fetched are
 // given back. It makes the consumer where it is missing, and makes it anew, to
 // start one dedupe window ago, where the bucket is another than the consumer
-// has filled. Of two bridges with buckets of different names the first has it.
+// has filled, or somebody has edited it so that not all is indexed. Of two bridges with buckets of different names the first has it.
 func (x *Indexer) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -191,6 +206,8 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 			return
 		case <-ctx.Done():
 		case <-st.Changed():
+			cancel()
+		case <-x.edited:
 			cancel()
 		}
 		time.AfterFunc(drainTimeout, stopWriting)
@@ -295,7 +312,7 @@ func (x *Indexer) again(c *jetstream.ConsumerInfo, st *bus.State) (reason string
 		return "the bucket has another name, and nobody fills " + other, nil
 	}
 	if fills(metadata, st) {
-		return "", nil
+		return unfit(c.Config), nil
 	}
 	if after(metadata[bucketMetadata], st.BucketCreated) || after(metadata[streamMetadata], st.StreamCreated) {
 		// Another replica knows a newer one; or there is none, since a clock

@@ -248,6 +248,56 @@ func TestIndexerNeedsNoQuarantine(t *testing.T) {
 	b.indexedWithin(4 * time.Second)
 }
 
+// Somebody has edited the consumer so that events are not indexed, or never were: the
+// lag was 0. It is made anew, also while the indexer runs.
+func TestEditedConsumerIsReplaced(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name    string
+		edit    func(*jetstream.ConsumerConfig)
+		running bool
+	}{
+		{"filter", func(c *jetstream.ConsumerConfig) { c.FilterSubject = "webhooks.none" }, true},
+		{"filters", func(c *jetstream.ConsumerConfig) { c.FilterSubjects = []string{"webhooks.none", "webhooks.nothing"} }, false},
+		{"deliveries", func(c *jetstream.ConsumerConfig) { c.MaxDeliver = 1 }, false},
+		{"acknowledgements", func(c *jetstream.ConsumerConfig) { c.AckPolicy = jetstream.AckAllPolicy }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			cfg := external(natstest.Server(t))
+			cfg.DuplicateWindow = shortly
+			b := start(t, cfg)
+			stop := b.index()
+			b.stores(screening("0"))
+			b.indexed()
+			if !tt.running {
+				stop()
+			}
+			was := b.consumer()
+			config := was.Config
+			tt.edit(&config)
+			if config.AckPolicy != was.Config.AckPolicy { // which cannot be edited
+				if err := b.js.DeleteConsumer(t.Context(), "WEBHOOKS", dedupe.IndexerName); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := b.js.CreateOrUpdateConsumer(t.Context(), "WEBHOOKS", config); err != nil {
+				t.Fatal(err)
+			}
+			id := b.stores(screening("1"))
+			if !tt.running {
+				b.index()
+			}
+			b.eventually("another consumer", func() bool {
+				c := b.consumer()
+				return c != nil && c.Config.FilterSubject == "" && c.Config.FilterSubjects == nil && c.Config.MaxDeliver == -1 && c.Config.AckPolicy == jetstream.AckExplicitPolicy
+			})
+			b.indexed()
+			b.wantNames(screening("1"), id)
+		})
+	}
+}
+
 func TestDeletedConsumerIsRecreated(t *testing.T) {
 	t.Parallel()
 	cfg := external(natstest.Server(t))

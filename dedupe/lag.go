@@ -3,6 +3,7 @@ package dedupe
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -89,6 +90,11 @@ func (x *Indexer) measure(ctx context.Context) (m measured, err error) {
 		m.Messages, next, m.consumer = info.NumPending+uint64(info.NumAckPending), info.AckFloor.Stream+1, info.Config.Metadata
 	case !errors.Is(err, jetstream.ErrConsumerNotFound):
 		return m, err
+	case errors.Is(err, errUnfit): // the indexer, which may be at work, has not seen it
+		select {
+		case x.edited <- struct{}{}:
+		default:
+		}
 	}
 	if m.Messages == 0 {
 		return m, nil
@@ -174,7 +180,8 @@ func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
 }
 
 // consumerOf describes the consumer that fills the bridge's bucket. The error is
-// [jetstream.ErrConsumerNotFound], too, if the one there is fills another.
+// [jetstream.ErrConsumerNotFound], too, if the one there fills another, and errUnfit,
+// which is one of those, if it leaves events out.
 func consumerOf(ctx context.Context, b *bus.Bus) (*jetstream.ConsumerInfo, error) {
 	c, err := b.JetStream().Consumer(ctx, b.Stream(), IndexerName)
 	if err != nil {
@@ -184,5 +191,10 @@ func consumerOf(ctx context.Context, b *bus.Bus) (*jetstream.ConsumerInfo, error
 	if another(info.Config.Metadata, b.State()) != "" {
 		return nil, jetstream.ErrConsumerNotFound
 	}
+	if unfit(info.Config) != "" {
+		return nil, errUnfit
+	}
 	return info, nil
 }
+
+var errUnfit = fmt.Errorf("%w: the one there was edited", jetstream.ErrConsumerNotFound)
