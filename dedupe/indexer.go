@@ -131,7 +131,8 @@ var errStale = errors.New("dedupe: stream or bucket has changed")
 // Run indexes until ctx ends; messages begun are finished, those fetched are
 // given back. It makes the consumer where it is missing, and makes it anew, to
 // start one dedupe window ago, where the bucket is another than the consumer
-// has filled, or somebody has edited it so that not all is indexed. Of two bridges with buckets of different names the first has it.
+// has filled, or somebody has edited it so that not all is indexed. Of two bridges
+// with buckets of different names the first has it.
 func (x *Indexer) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
