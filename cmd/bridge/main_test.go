@@ -226,7 +226,7 @@ func TestWatchReadsOnceMore(t *testing.T) {
 		text, err := os.ReadFile(secrets)
 		content <- string(text)
 		return err
-	}}}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	}}}, nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func TestWatchByAnyName(t *testing.T) {
 		reload[name] = []func() error{func() error { reads[i].Add(1); return nil }}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	wait, err := watch(ctx, reload, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	wait, err := watch(ctx, reload, nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

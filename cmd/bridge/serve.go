@@ -195,7 +195,7 @@ func start(ctx context.Context, cfg *config, stderr io.Writer) (_ *bridge, err e
 	b.stopWatch = func() {}
 	if len(reload) > 0 {
 		watchCtx, cancel := context.WithCancel(context.Background())
-		wait, err := watch(watchCtx, reload, log, registry)
+		wait, err := watch(watchCtx, reload, time.Tick(lookInterval), log, registry)
 		if err != nil {
 			cancel()
 			return nil, err
