@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,4 +26,20 @@ func TestNoPermission(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What the user of status may not do says nothing about the bridges.
+func TestNoPermissionIsNotTheBridges(t *testing.T) {
+	s := natstest.Server(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "bridge", Password: "p"}, {Username: "u", Password: "p", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.>"}},
+		}}}
+	})
+	environ := slices.Clip(environment(t, "BRIDGE_NATS_URL="+s.ClientURL(), "BRIDGE_NATS_PASSWORD=p", "BRIDGE_WALDO_SECRETS=s"))
+	r := serve(t, append(environ, "BRIDGE_NATS_USER=bridge"))
+	code, out, errs := command(t, append(environ, "BRIDGE_NATS_USER=u"), "status")
+	if code != exitFailed || !strings.Contains(errs, "may not") || !strings.Contains(out, "  ready, ") {
+		t.Errorf("exit %d: %s%s", code, out, errs)
+	}
+	r.stop(t)
 }

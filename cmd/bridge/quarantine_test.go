@@ -2,11 +2,14 @@ package main
 
 import (
 	"encoding/json"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hookbus/bridge/internal/natstest"
 )
 
 // quarantineOf starts a bridge and sends it bodies that are no events.
@@ -105,8 +108,33 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// Without NATS the bridges say what is wrong.
 func TestStatusWithoutNATS(t *testing.T) {
-	if code, _, errs := command(t, environment(t), "status"); code != 1 || !strings.Contains(errs, "no connection to NATS at") {
-		t.Errorf("exit %d: %s", code, errs)
+	for name, test := range map[string]struct {
+		spool string
+		code  int // of /readyz
+		want  string
+	}{
+		"a spool":  {t.TempDir(), http.StatusOK, ", 0 in the spool"},
+		"no spool": {"", http.StatusServiceUnavailable, "  not ready: not connected to NATS"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			environ := environment(t, "BRIDGE_NATS_URL=nats://"+freeAddr(t), "BRIDGE_WALDO_SECRETS=s", "BRIDGE_SPOOL_DIR="+test.spool)
+			r := launch(t, environ, "serve")
+			natstest.Eventually(t, 20*time.Second, "it answers", func() bool { return status(environ, "/readyz") == test.code })
+			code, out, errs := command(t, environ, "status")
+			if code != exitFailed || !strings.Contains(errs, "no connection to NATS at") || !strings.Contains(out, test.want) || !strings.Contains(out, "not connected to NATS") {
+				t.Errorf("exit %d: %s%s", code, out, errs)
+			}
+			code, out, errs = command(t, environ, "status", "--json")
+			var st overview
+			if err := json.Unmarshal([]byte(out), &st); err != nil || code != exitFailed {
+				t.Fatalf("--json: exit %d, %v: %s%s", code, err, out, errs)
+			}
+			if !strings.Contains(st.Problem, "no connection to NATS at") || len(st.Bridges) != 1 || st.Bridges[0].Problem != "" {
+				t.Errorf("got %+v", st)
+			}
+			r.stop(t)
+		})
 	}
 }

@@ -89,15 +89,11 @@ func (s *statusCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(c.ctx, os.Interrupt, syscall.SIGTERM)
+	// Without c.ctx: what NATS does not permit is no reason not to ask the bridges.
+	ctx, stop := signal.NotifyContext(context.WithoutCancel(c.ctx), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, statusPatience)
 	defer cancel()
-	nc, err := c.connect(cfg)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
 	addresses := s.Admin
 	if len(addresses) == 0 {
 		addresses = []string{cfg.AdminAddr}
@@ -107,10 +103,7 @@ func (s *statusCmd) Run(c *cli) error {
 	for i, a := range addresses {
 		wg.Go(func() { st.Bridges[i] = askBridge(ctx, a) })
 	}
-	failed := st.read(ctx, cfg, nc)
-	if cause := context.Cause(c.ctx); cause != nil {
-		failed = cause
-	}
+	failed := st.ask(ctx, c, cfg)
 	wg.Wait()
 	if failed != nil {
 		st.Problem = failed.Error()
@@ -120,6 +113,23 @@ func (s *statusCmd) Run(c *cli) error {
 		print = func(w io.Writer) error { return printJSON(w, st) }
 	}
 	return cmp.Or(print(c.stdout), failed)
+}
+
+// ask connects to NATS and reads, until that is not permitted.
+func (st *overview) ask(ctx context.Context, c *cli, cfg *config) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.ctx, cancel)()
+	nc, err := c.connect(cfg)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	err = st.read(ctx, cfg, nc)
+	if cause := context.Cause(c.ctx); cause != nil {
+		return cause
+	}
+	return err
 }
 
 // read asks NATS. What is missing it says; after an error, what was found until
@@ -292,7 +302,7 @@ func adminURL(address string) string {
 
 func (s *overview) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "NATS\t%s\n", s.NATS)
+	fmt.Fprintf(w, "NATS\t%s\n", cmp.Or(s.NATS, "no connection"))
 	for _, b := range s.Bridges {
 		fmt.Fprintf(w, "bridge\t%s\t%s\n", b.Address, b.summary())
 		for _, warning := range b.Ready.Warnings {
