@@ -318,6 +318,13 @@ func TestWrongConfiguration(t *testing.T) {
 			[]string{"BRIDGE_MAX_IN_FLIGHT=x", "BRIDGE_STREAM=a.b", "BRIDGE_DATASPIKE_SECRETS=whsec_5ecre7", "BRIDGE_WALDO_SECRETS=5ecre7,,x", "BRIDGE_DFNS_SECRETS_FILE=/no/such/file", "BRIDGE_TRUSTHUB_SECRETS= ", "BRIDGE_OSAPHER_SECRETS_FILE=" + file(t, "\n \n")},
 			[]string{"BRIDGE_MAX_IN_FLIGHT: ", "BRIDGE_STREAM: ", "BRIDGE_DATASPIKE_SECRETS: slot 0", "BRIDGE_WALDO_SECRETS: slot 1", "BRIDGE_DFNS_SECRETS_FILE: ", "BRIDGE_TRUSTHUB_SECRETS: slot 0", "BRIDGE_OSAPHER_SECRETS_FILE: "},
 		},
+		"secrets that are no text in UTF-8": {
+			[]string{
+				"BRIDGE_STREAM=a.b", "BRIDGE_WALDO_SECRETS_FILE=" + file(t, "5ecre7\xe9\n"), "BRIDGE_DFNS_SECRETS_FILE=" + file(t, "\xef\xbb\xbf\n"),
+				"BRIDGE_TRUSTHUB_SECRETS_FILE=" + file(t, "5\x00e\x00c\x00"), "BRIDGE_OSAPHER_SECRETS_FILE=" + file(t, "\xff\xfe5\x00e\x00"),
+			},
+			[]string{"BRIDGE_WALDO_SECRETS_FILE: /", "BRIDGE_DFNS_SECRETS_FILE: unusable signing secret: none given", "BRIDGE_TRUSTHUB_SECRETS_FILE: /", "BRIDGE_OSAPHER_SECRETS_FILE: /"},
+		},
 		"secrets in both": {
 			[]string{"BRIDGE_DATASPIKE_SECRETS=ab", "BRIDGE_DATASPIKE_SECRETS_FILE=" + file(t, "5ecre7")},
 			[]string{"BRIDGE_DATASPIKE_SECRETS and BRIDGE_DATASPIKE_SECRETS_FILE: slot 1"},
@@ -649,6 +656,16 @@ func TestSecretsFileIsReadAgain(t *testing.T) {
 	if code := r.stop(t); code != exitDone {
 		t.Errorf("exit %d: %s", code, r.stderr.String())
 	}
+}
+
+// A byte order mark was taken for a part of the first secret.
+func TestSecretsFileWithByteOrderMark(t *testing.T) {
+	environ := environment(t, "BRIDGE_WALDO_SECRETS_FILE="+file(t, "\ufeffsecret\r\n"))
+	r := serve(t, environ)
+	if code, stdout, stderr := command(t, environ, "send", "waldo", "--secret", "secret"); code != exitDone {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+	r.stop(t)
 }
 
 // Files that change beside it, and a file that several providers share.

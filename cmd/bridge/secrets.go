@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -37,7 +38,11 @@ func (s secretSource) read() ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s_FILE: %w", s.variable, err)
 		}
-		for line := range strings.Lines(string(content)) {
+		text := strings.TrimPrefix(string(content), "\ufeff") // a byte order mark, as some editors write it
+		if !utf8.ValidString(text) || strings.Contains(text, "\x00") {
+			return nil, fmt.Errorf("%s_FILE: %s is no text in UTF-8", s.variable, s.file)
+		}
+		for line := range strings.Lines(text) {
 			if line = strings.TrimSpace(line); line != "" {
 				secrets = append(secrets, line)
 			}
