@@ -11,6 +11,7 @@ import (
 	"os"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -86,7 +87,7 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 		return exitUsage
 	}
 	for _, p := range command.Path { // --consumer "$UNSET" is not to do what it does without --consumer
-		if p.Flag != nil && p.Flag.Target.Kind() == reflect.String && p.Flag.Target.String() == "" {
+		if p.Flag != nil && empty(p.Flag.Target.Interface()) {
 			fmt.Fprintf(stderr, "bridge: --%s has no value\n", p.Flag.Name)
 			return exitUsage
 		}
@@ -106,6 +107,17 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 		fmt.Fprintf(stderr, "bridge: %v\n", err)
 		return exitFailed
 	}
+}
+
+// empty reports whether a flag's value is no text, or a list with one that is none.
+func empty(value any) bool {
+	switch v := value.(type) {
+	case string:
+		return v == ""
+	case []string:
+		return len(v) == 0 || slices.Contains(v, "")
+	}
+	return false
 }
 
 // usageError is a mistake in the command line that the parser cannot know.

@@ -370,6 +370,9 @@ func TestUsage(t *testing.T) {
 		"tail --since=-1h":              "--since",
 		"serve --port 1":                "unknown flag",
 		"replay --consumer= --since 1h": "--consumer has no value",
+		"replay --id= --id x":           "--id has no value",
+		"status --admin=":               "--admin has no value",
+		"status --admin x,,y":           "--admin has no value",
 	} {
 		code, _, stderr := command(t, environment(t), strings.Fields(args)...)
 		if code != exitUsage || !strings.Contains(stderr, want) {
