@@ -15,7 +15,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/dedupe"
@@ -25,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) {
 	dedupe.Hurry()
-	goleak.VerifyTestMain(m)
+	natstest.Main(m)
 }
 
 // within bounds every wait for a condition. A test that passes needs a small
