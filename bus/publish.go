@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,9 +31,12 @@ const (
 	errTooManyRequests = 10167 // the stream's queue is full for the moment
 )
 
-// noRoom is why a stream of a size is not made: the account, the server or the limit
-// of a stream has not so much.
-var noRoom = []jetstream.ErrorCode{10002, 10023, 10047, 10122}
+// noRoom reports whether a stream of a size is not made since the account, the server
+// or the limit of a stream has not so much.
+func noRoom(err *jetstream.APIError) bool {
+	return slices.Contains([]jetstream.ErrorCode{10002, 10023, 10047, 10122}, err.ErrorCode) ||
+		err.ErrorCode == 10005 && strings.Contains(err.Description, "insufficient storage") // of a cluster
+}
 
 // Publish stores the event and returns when the stream has acknowledged it.
 // Until the publish timeout has passed it tries again, with the same id, so
@@ -121,15 +125,21 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (ack Ac
 	}
 }
 
-// failing says why the stream has taken no event, and since when, though there is a
-// connection: the server or the account is full, the user may not.
+// failing says why the stream has taken no event since the last that it took, though
+// there is a connection: the server or the account is full, the user may not.
 type failing struct {
-	since  time.Time
-	reason string
+	first, last time.Time
+	reason      string // of the first
 }
 
-// failingFor is how long it may take none before that is worth a warning.
-const failingFor = 2 * time.Second
+const (
+	failingFor   = 5 * time.Second // how long it may take none before that is worth a warning
+	failingKnown = time.Minute     // how long that holds without another try
+)
+
+func (f *failing) warns() bool {
+	return f != nil && f.last.Sub(f.first) > failingFor && time.Since(f.last) < failingKnown
+}
 
 // note keeps what came of publishing an event.
 func (b *Bus) note(err error) {
@@ -138,9 +148,13 @@ func (b *Bus) note(err error) {
 	case err == nil && old != nil:
 		b.failing.Store(nil)
 		b.Wake()
-	case errors.Is(err, ErrUnavailable) && old == nil && b.nc.IsConnected():
-		reason := strings.TrimPrefix(err.Error(), ErrUnavailable.Error()+": ")
-		b.failing.CompareAndSwap(nil, &failing{time.Now(), reason})
+	case errors.Is(err, ErrUnavailable) && b.nc.IsConnected():
+		now := time.Now()
+		f := failing{first: now, last: now, reason: strings.TrimPrefix(err.Error(), ErrUnavailable.Error()+": ")}
+		if old != nil {
+			f.first, f.reason = old.first, old.reason
+		}
+		b.failing.CompareAndSwap(old, &f)
 	}
 }
 

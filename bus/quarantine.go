@@ -62,21 +62,30 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 	}
 	traced(ctx, msg, TraceHeader)
 	ack, err := b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
-	if err == nil && ack.Duplicate && (r.Repeatable || b.removed(ctx, b.cfg.QuarantineStream, ack.Sequence)) {
-		// After an acknowledgement that was lost it is there twice then.
+	if err == nil && ack.Duplicate && b.another(ctx, r, ack.Sequence) {
 		msg.Header[jetstream.MsgIDHeader] = []string{r.ownID()}
 		_, err = b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
 	}
 	return err
 }
 
-// removed reports whether a stream no longer has what was stored at a sequence, or
-// does not say. It knows the id of what was removed until its duplicate window is over.
-func (b *Bus) removed(ctx context.Context, stream string, sequence uint64) bool {
+// another reports whether a body has to be stored though one like it was, at that
+// sequence. That was removed, but the quarantine's stream knows its id until the
+// duplicate window is over; or nothing says that it was the same occurrence, but that
+// it was received at the same time. What is not answered is stored.
+func (b *Bus) another(ctx context.Context, r Rejected, sequence uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
+	if r.Repeatable {
+		var stored *jetstream.RawStreamMsg
+		stream, err := b.js.Stream(ctx, b.cfg.QuarantineStream)
+		if err == nil {
+			stored, err = stream.GetMsg(ctx, sequence)
+		}
+		return err != nil || !readQuarantined(sequence, stored.Header, stored.Time).Received.Equal(r.Received)
+	}
 	var info jetstream.StreamInfo // the leader's, which a read of the message need not be
-	err := request(ctx, b.nc, "STREAM.INFO."+stream, map[string]bool{"deleted_details": true}, &info)
+	err := request(ctx, b.nc, "STREAM.INFO."+b.cfg.QuarantineStream, map[string]bool{"deleted_details": true}, &info)
 	return err != nil || sequence < info.State.FirstSeq || slices.Contains(info.State.Deleted, sequence)
 }
 

@@ -126,6 +126,29 @@ func TestQuarantineTakesWhatWasRemoved(t *testing.T) {
 	}
 }
 
+// What is repeatable is kept each time it was received, and once however often it was
+// published.
+func TestQuarantineOfRepeatableBodies(t *testing.T) {
+	b := openReady(t, external(natstest.Server(t)))
+	q, err := bus.OpenQuarantine(t.Context(), b.JetStream(), "WEBHOOKS_QUARANTINE", "quarantine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := bus.Rejected{Provider: "waldo", Reason: "identity_missing", Body: []byte(`{"event":"flag"}`), Repeatable: true}
+	for i := range 3 {
+		r.Received = received.Add(time.Duration(i) * time.Second)
+		for range 3 {
+			if err := b.Quarantine(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		items := list(t, q)
+		if len(items) != i+1 || items[i].ID != r.ID() || !items[i].Received.Equal(r.Received) {
+			t.Fatalf("%d: in the quarantine: %+v", i, items)
+		}
+	}
+}
+
 func TestNoQuarantine(t *testing.T) {
 	js, err := jetstream.New(natstest.Connect(t, natstest.Server(t).ClientURL()))
 	if err != nil {

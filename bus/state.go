@@ -105,7 +105,7 @@ func (b *Bus) Run(ctx context.Context) {
 		}
 		b.publishState(st)
 		next := checkEvery
-		if !st.Ready() || b.failing.Load() != nil {
+		if !st.Ready() {
 			next = retryPause
 		}
 		select {
@@ -216,7 +216,7 @@ func (b *Bus) check(ctx context.Context) *State {
 		replicas = stream.Config.Replicas
 		b.lookAtStream(st, stream)
 	}
-	if f := b.failing.Load(); f != nil && st.Ready() && time.Since(f.since) > failingFor {
+	if f := b.failing.Load(); f.warns() && st.Ready() {
 		st.Failing = true
 		st.warn("stream %s: it takes no events: %s", b.cfg.Stream, f.reason)
 	}

@@ -27,8 +27,8 @@ func (b *Bus) lookAtStream(st *State, info *jetstream.StreamInfo) {
 		st.warn("stream %s: its duplicate window is %v, less than the %v asked for; %s", c.Name, c.Duplicates, b.cfg.DuplicateWindow,
 			b.set("DUPLICATE_WINDOW", c.Name, "--dupe-window %v", b.cfg.DuplicateWindow))
 	}
-	if c.MaxMsgSize >= 0 && c.MaxMsgSize < maxHeaders {
-		st.warn("stream %s: its max_msg_size of %d is less than the headers of an event may take, and what is larger is quarantined; nats stream edit %s --max-msg-size=-1", c.Name, c.MaxMsgSize, c.Name)
+	if c.MaxMsgSize >= 0 && c.MaxMsgSize < usualHeaders {
+		st.warn("stream %s: its max_msg_size of %d may be less than the headers of an event take, and then that is quarantined; nats stream edit %s --max-msg-size=-1", c.Name, c.MaxMsgSize, c.Name)
 	}
 	if c.DiscardNewPerSubject {
 		st.warn("stream %s: discard_new_per_subject refuses events of a subject that has %d; nats stream edit %s --no-discard-per-subject --max-msgs-per-subject=-1", c.Name, c.MaxMsgsPerSubject, c.Name)
@@ -72,6 +72,10 @@ func (b *Bus) lookAtQuarantine(st *State, info *jetstream.StreamInfo, replicas i
 // the most patient provider (Dfns) ends after a day.
 const longestRedelivery = 25 * time.Hour
 
+// usualHeaders is what the headers of an event take at most, as a rule; they are 1 KiB
+// with what the samples hold.
+const usualHeaders = 8 << 10
+
 // room is what a message needs at least: an entry of the bucket takes 245 to 505
 // bytes in its stream, with names of 64 characters and the largest numbers; an
 // event of the samples takes 830 or more.
@@ -91,7 +95,7 @@ func (b *Bus) lookAtBucket(st *State, info *jetstream.StreamInfo, replicas int) 
 	const again = "a redelivery may be stored again"
 
 	if stream, ours := strings.CutPrefix(c.Description, bucketOf); ours && stream != b.cfg.Stream {
-		warn("it is the index of stream %s: if a bridge of that uses it, %s; set BRIDGE_DEDUPE_BUCKET to another", stream, again)
+		warn("it is the index of stream %s: if a bridge of that uses it, %s; set BRIDGE_DEDUPE_BUCKET to another; if none does, nats stream edit %s --description '%s'", stream, again, c.Name, bucketOf+b.cfg.Stream)
 	}
 	switch {
 	case c.Mirror != nil:

@@ -374,7 +374,7 @@ func TestWarnings(t *testing.T) {
 		change     func(map[string]jetstream.StreamConfig)
 	}{
 		{"one replica", "stream WEBHOOKS: a 200 means written by one server, which may not have synced it to disk", func(map[string]jetstream.StreamConfig) {}},
-		{"small events", "stream WEBHOOKS: its max_msg_size of 300 is less", func(all map[string]jetstream.StreamConfig) {
+		{"small events", "stream WEBHOOKS: its max_msg_size of 300 may be less", func(all map[string]jetstream.StreamConfig) {
 			change(all, "WEBHOOKS", func(c *jetstream.StreamConfig) { c.MaxMsgSize = 300 })
 		}},
 		{"few events of a subject", "stream WEBHOOKS: discard_new_per_subject refuses events of a subject that has 3", func(all map[string]jetstream.StreamConfig) {

@@ -58,4 +58,4 @@ func (x *Indexer) LetGather(d time.Duration) { x.pause = d }
 
 // Hurry has, for all tests, the filter be asked with short duplicate windows, and
 // follow the bucket again soon, and an indexer that has stopped replaced soon.
-func Hurry() { leastWindow, filterRetry, takeOverAfter = time.Second, time.Second/2, 3*time.Second }
+func Hurry() { leastWindow, filterRetry, takeOverAfter = time.Second, time.Second/2, 5*time.Second }

@@ -112,6 +112,7 @@ const (
 	indexPending    = 256 // messages delivered and not acknowledged
 	indexAckWait    = 3 * time.Second
 	indexRetry      = 250 * time.Millisecond
+	indexRetryLater = time.Second
 	indexHeartbeat  = 500 * time.Millisecond // after two without one the consumer is looked for again
 	drainTimeout    = time.Second
 	measureLagEvery = 2 * time.Second
@@ -145,14 +146,18 @@ func (x *Indexer) Run(ctx context.Context) {
 			continue
 		}
 		if err := x.index(ctx, st); err != nil && ctx.Err() == nil {
-			if !x.bus.Connected() { // that is logged
+			pause := indexRetry
+			switch text := err.Error(); {
+			case !x.bus.Connected(): // that is logged
 				x.failed = ""
-			} else if text := err.Error(); text != x.failed { // what goes on is no news
+			case text != x.failed:
 				x.log.Warn("indexing interrupted", "error", err)
 				x.failed = text
+			case !errors.Is(err, errStale): // it goes on
+				pause = indexRetryLater
 			}
 			x.bus.Wake()
-			wait(ctx, nil, indexRetry)
+			wait(ctx, nil, pause)
 		}
 	}
 }
@@ -268,7 +273,7 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 		}
 		if reason == "" {
 			x.stale = time.Time{}
-			return c, nil
+			return x.named(ctx, c, st), nil
 		}
 		x.log.Info("indexing again", "reason", reason, "since", x.dedupe.windows.Dedupe)
 		if err := js.DeleteConsumer(ctx, stream, IndexerName); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -302,6 +307,22 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 	return c, err
 }
 
+// named gives a consumer that an earlier version has made the name of its bucket, by
+// which a bridge with another knows that it is not its own.
+func (x *Indexer) named(ctx context.Context, c jetstream.Consumer, st *bus.State) jetstream.Consumer {
+	config := c.CachedInfo().Config
+	if config.Metadata[nameMetadata] != "" {
+		return c
+	}
+	config.Metadata[nameMetadata] = st.Bucket().Bucket()
+	updated, err := x.bus.JetStream().UpdateConsumer(ctx, x.bus.Stream(), config)
+	if err != nil {
+		x.log.Warn("the indexer's consumer could not be given its bucket's name", "error", err)
+		return c
+	}
+	return updated
+}
+
 // again says why a consumer has to be made anew; nothing, if it is the one that
 // fills the bucket of this state. An error says why that is not to be told yet.
 func (x *Indexer) again(c *jetstream.ConsumerInfo, st *bus.State) (reason string, err error) {
@@ -332,7 +353,7 @@ func (x *Indexer) again(c *jetstream.ConsumerInfo, st *bus.State) (reason string
 // which it was looked at.
 func (x *Indexer) abandoned(c *jetstream.ConsumerInfo) bool {
 	now := time.Now()
-	if c.NumWaiting > 0 || now.Sub(x.looked) > takeOverAfter/3 {
+	if c.NumWaiting > 0 || now.Sub(x.looked) > takeOverAfter/2 {
 		x.idle = now
 	}
 	x.looked = now

@@ -24,8 +24,8 @@ type measured struct {
 	failing  time.Time         // since when there is a connection and no answer; zero: there was one
 }
 
-// lagUnknown is how long there is no answer until what was stored since the last one
-// counts as not indexed.
+// lagUnknown is how long there is no answer until what was stored meanwhile counts as
+// not indexed.
 const lagUnknown = 3 * measureLagEvery
 
 // Lag returns how far the index was behind a few seconds ago. While that cannot be
@@ -34,7 +34,7 @@ func (x *Indexer) Lag() Lag {
 	m := x.lag.Load()
 	lag := m.Lag
 	if !m.failing.IsZero() && time.Since(m.failing) > lagUnknown {
-		lag.Oldest += time.Since(m.at)
+		lag.Oldest += time.Since(m.failing)
 	}
 	return lag
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -39,8 +38,8 @@ func (s secretSource) read() ([]string, error) {
 			return nil, fmt.Errorf("%s_FILE: %w", s.variable, err)
 		}
 		text := strings.TrimPrefix(string(content), "\ufeff") // a byte order mark, as some editors write it
-		if !utf8.ValidString(text) || strings.Contains(text, "\x00") {
-			return nil, fmt.Errorf("%s_FILE: %s is no text in UTF-8", s.variable, s.file)
+		if strings.Contains(text, "\x00") {
+			return nil, fmt.Errorf("%s_FILE: %s is no text; UTF-16 is not read", s.variable, s.file)
 		}
 		for line := range strings.Lines(text) {
 			if line = strings.TrimSpace(line); line != "" {
