@@ -67,7 +67,7 @@ func encode(e *normalize.Event, prefix string) (*nats.Msg, error) {
 				return nil, fmt.Errorf("%w: %w", ErrNotPublishable, err)
 			}
 		}
-		attribute(extensionHeader(name), text)
+		attribute("ce-"+name, text)
 	}
 	// The official Go SDK takes the content type from here.
 	set("content-type", ce.DataContentType())
@@ -79,24 +79,6 @@ func encode(e *normalize.Event, prefix string) (*nats.Msg, error) {
 	set(StateHeader, e.Identity.State)
 	set(TokenHeader, e.Token)
 	return &nats.Msg{Subject: e.Subject(prefix), Header: h, Data: ce.Data()}, nil
-}
-
-// extensionHeaders are those of the bridge's own extensions.
-var extensionHeaders = func() map[string]string {
-	headers := make(map[string]string)
-	for _, name := range []string{
-		"provider", "dedupbasis", "recordedtime", "externalid", "requestid", "providereventid", "attempt", "outcome", "risk", "schemaerror",
-	} {
-		headers[name] = "ce-" + name
-	}
-	return headers
-}()
-
-func extensionHeader(name string) string {
-	if header, ok := extensionHeaders[name]; ok {
-		return header
-	}
-	return "ce-" + name
 }
 
 // traced has the message take along, in a header, the span that ctx is in, and

@@ -5,12 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/hookbus/bridge/internal/binding"
 	"github.com/hookbus/bridge/internal/failpoint"
 )
 
@@ -19,7 +19,6 @@ import (
 // object by the CloudEvents extension dataref.
 const (
 	datarefHeader = "ce-dataref"
-	datarefScheme = "nats-object:"
 	bodiesSuffix  = "_BODIES"
 	// bodiesOutlive is how much longer a body is kept than the message that
 	// names it.
@@ -31,15 +30,6 @@ const (
 // reuseWithin is up to which age an object is taken for a message that is
 // published now.
 var reuseWithin = bodiesOutlive / 2
-
-// Dataref returns bucket and name of the object that a dataref names.
-func Dataref(ref string) (bucket, name string, ok bool) {
-	path, ok := strings.CutPrefix(ref, datarefScheme)
-	if !ok {
-		return "", "", false
-	}
-	return strings.Cut(path, "/")
-}
 
 // ObjectBucket returns the name of the bucket that holds the bodies of a stream
 // and its quarantine that are too large for a message.
@@ -146,7 +136,7 @@ func (b *Bus) moveBody(ctx context.Context, msg *nats.Msg) error {
 		}
 	}
 	failpoint.Hit("object-written")
-	msg.Header[datarefHeader] = []string{datarefScheme + bucket + "/" + id}
+	msg.Header[datarefHeader] = []string{binding.DatarefScheme + bucket + "/" + id}
 	msg.Data = nil
 	return nil
 }

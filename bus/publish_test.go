@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/binding"
 	"github.com/hookbus/bridge/internal/natstest"
 	"github.com/hookbus/bridge/normalize"
 )
@@ -370,7 +371,7 @@ func TestLargeBody(t *testing.T) {
 					if len(m.Data) != 0 {
 						t.Errorf("a body of %d bytes is in the message, want none", len(m.Data))
 					}
-					bucket, name, ok := bus.Dataref(m.Header.Get("ce-dataref"))
+					bucket, name, ok := binding.Dataref(m.Header.Get("ce-dataref"))
 					if !ok || bucket != "WEBHOOKS_BODIES" || name != m.Header.Get(jetstream.MsgIDHeader) {
 						t.Fatalf("dataref %q", m.Header.Get("ce-dataref"))
 					}

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/hookbus/bridge/internal/binding"
 	"github.com/hookbus/bridge/normalize"
 )
 
@@ -76,16 +77,15 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 func (b *Bus) another(ctx context.Context, r Rejected, sequence uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
+	stream, err := b.js.Stream(ctx, b.cfg.QuarantineStream)
+	if err != nil {
+		return true
+	}
 	if r.Repeatable {
-		var stored *jetstream.RawStreamMsg
-		stream, err := b.js.Stream(ctx, b.cfg.QuarantineStream)
-		if err == nil {
-			stored, err = stream.GetMsg(ctx, sequence)
-		}
+		stored, err := stream.GetMsg(ctx, sequence)
 		return err != nil || !readQuarantined(sequence, stored.Header, stored.Time).Received.Equal(r.Received)
 	}
-	var info jetstream.StreamInfo // the leader's, which a read of the message need not be
-	err := request(ctx, b.nc, "STREAM.INFO."+b.cfg.QuarantineStream, map[string]bool{"deleted_details": true}, &info)
+	info, err := stream.Info(ctx, jetstream.WithDeletedDetails(true)) // the leader's, which a read of the message need not be
 	return err != nil || sequence < info.State.FirstSeq || slices.Contains(info.State.Deleted, sequence)
 }
 
@@ -185,7 +185,7 @@ func (q *QuarantineStream) Get(ctx context.Context, sequence uint64) (Quarantine
 	}
 	item := readQuarantined(msg.Sequence, msg.Header, msg.Time)
 	if item.Body = msg.Data; item.dataref != "" {
-		item.Body, err = ReadObject(ctx, q.js, item.dataref)
+		item.Body, err = binding.ReadObject(ctx, q.js, item.dataref)
 	}
 	return item, err
 }
@@ -202,7 +202,7 @@ func (q *QuarantineStream) Remove(ctx context.Context, item Quarantined) error {
 			return err
 		}
 	}
-	bucket, name, ok := Dataref(item.dataref)
+	bucket, name, ok := binding.Dataref(item.dataref)
 	if !ok {
 		return nil
 	}
@@ -240,17 +240,4 @@ func readQuarantined(sequence uint64, h nats.Header, stored time.Time) Quarantin
 		}
 	}
 	return item
-}
-
-// ReadObject returns the body that a dataref names.
-func ReadObject(ctx context.Context, js jetstream.JetStream, ref string) ([]byte, error) {
-	bucket, name, ok := Dataref(ref)
-	if !ok {
-		return nil, fmt.Errorf("%q is no reference to an object", ref)
-	}
-	store, err := js.ObjectStore(ctx, bucket)
-	if err != nil {
-		return nil, err
-	}
-	return store.GetBytes(ctx, name)
 }

@@ -117,9 +117,9 @@ type index interface {
 	get(ctx context.Context, name string) (value []byte, revision uint64, err error)
 	// put writes all, side by side. After an error any of them may be written.
 	put(ctx context.Context, entries ...bus.Entry) error
-	// swap writes if the entry is at that revision (0: if there is none) and
-	// returns the new one. Else it returns errConflict.
-	swap(ctx context.Context, name string, value []byte, revision uint64) (uint64, error)
+	// swap writes if the entry is at that revision (0: if there is none), else it
+	// returns errConflict.
+	swap(ctx context.Context, name string, value []byte, revision uint64) error
 }
 
 // bucket is the index in NATS. Whatever fails has the bucket looked after.
@@ -157,21 +157,21 @@ func (b bucket) put(ctx context.Context, entries ...bus.Entry) error {
 	return b.bus.Put(ctx, entries...)
 }
 
-func (b bucket) swap(ctx context.Context, name string, value []byte, revision uint64) (uint64, error) {
+func (b bucket) swap(ctx context.Context, name string, value []byte, revision uint64) error {
 	kv, err := b.kv()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if revision == 0 {
-		revision, err = kv.Create(ctx, name, value) // also over a deleted entry
+		_, err = kv.Create(ctx, name, value) // also over a deleted entry
 	} else {
-		revision, err = kv.Update(ctx, name, value, revision)
+		_, err = kv.Update(ctx, name, value, revision)
 	}
 	switch {
 	case errors.Is(err, jetstream.ErrKeyExists), errors.Is(err, jetstream.ErrKeyRevisionMismatch):
-		return 0, errConflict
+		return errConflict
 	case err != nil:
 		b.bus.Wake()
 	}
-	return revision, err
+	return err
 }

@@ -21,7 +21,7 @@ const IndexerName = "bridge-indexer"
 // Where the consumer keeps which bucket it fills, and from which stream: one that
 // was restored from a backup has the consumer that it had, and may be another.
 const (
-	nameMetadata   = "bridge-bucket" // not kept by earlier versions
+	nameMetadata   = "bridge-bucket"
 	bucketMetadata = "bridge-bucket-created"
 	streamMetadata = "bridge-stream-created"
 )
@@ -72,11 +72,10 @@ func NewIndexer(b *bus.Bus, d *Deduper, log *slog.Logger, reg prometheus.Registe
 }
 
 // fills reports whether the consumer with that metadata fills the bucket from the
-// stream. Earlier versions did not keep the stream.
+// stream.
 func fills(metadata map[string]string, st *bus.State) bool {
 	bucket, stream := incarnations(st)
-	reads := metadata[streamMetadata]
-	return metadata[bucketMetadata] == bucket && (reads == stream || reads == "")
+	return metadata[bucketMetadata] == bucket && metadata[streamMetadata] == stream
 }
 
 // another returns the name of the bucket that the consumer with that metadata fills,
@@ -273,7 +272,7 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 		}
 		if reason == "" {
 			x.stale = time.Time{}
-			return x.named(ctx, c, st), nil
+			return c, nil
 		}
 		x.log.Info("indexing again", "reason", reason, "since", x.dedupe.windows.Dedupe)
 		if err := js.DeleteConsumer(ctx, stream, IndexerName); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -305,22 +304,6 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 		return x.consumer(ctx, st)
 	}
 	return c, err
-}
-
-// named gives a consumer that an earlier version has made the name of its bucket, by
-// which a bridge with another knows that it is not its own.
-func (x *Indexer) named(ctx context.Context, c jetstream.Consumer, st *bus.State) jetstream.Consumer {
-	config := c.CachedInfo().Config
-	if config.Metadata[nameMetadata] != "" {
-		return c
-	}
-	config.Metadata[nameMetadata] = st.Bucket().Bucket()
-	updated, err := x.bus.JetStream().UpdateConsumer(ctx, x.bus.Stream(), config)
-	if err != nil {
-		x.log.Warn("the indexer's consumer could not be given its bucket's name", "error", err)
-		return c
-	}
-	return updated
 }
 
 // again says why a consumer has to be made anew; nothing, if it is the one that

@@ -476,14 +476,14 @@ func (w modelIndex) put(ctx context.Context, entries ...bus.Entry) error {
 	return nil
 }
 
-func (w modelIndex) swap(ctx context.Context, name string, value []byte, revision uint64) (_ uint64, err error) {
+func (w modelIndex) swap(ctx context.Context, name string, value []byte, revision uint64) (err error) {
 	var had []byte
 	if revision > 0 {
 		had = w.index[name][revision-1]
 	}
 	same := bytes.Equal(had, value)
 	if same && (w.noWriteBack && !bytes.Contains(value, []byte("mark")) || w.bareJoin && bytes.Contains(value, []byte("mark"))) {
-		return revision, nil
+		return nil
 	}
 	w.step(ctx, "swap", func(a *actor) {
 		if len(w.index[name]) != int(revision) && !w.blind {
@@ -494,7 +494,7 @@ func (w modelIndex) swap(ctx context.Context, name string, value []byte, revisio
 		w.index[name] = append(w.index[name], value)
 		w.log = append(w.log, fmt.Sprintf("    revision %d: %s", len(w.index[name]), value))
 	})
-	return uint64(len(w.index[name])), err
+	return err
 }
 
 // faults says what the run has lost and what it has stored twice.

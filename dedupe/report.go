@@ -320,7 +320,7 @@ func (d *Deduper) change(ctx context.Context, name string, edit func(*entry) boo
 func (d *Deduper) swap(ctx context.Context, name string, value []byte, revision uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
-	_, err := d.index.swap(ctx, name, value, revision)
+	err := d.index.swap(ctx, name, value, revision)
 	if err != nil && !errors.Is(err, errConflict) {
 		d.errors.Inc()
 	}

@@ -306,29 +306,6 @@ func (b *bridge) indexedInto(bucket string) {
 	b.indexed()
 }
 
-// The consumer that an earlier version has made has no bucket's name: its bridge gives
-// it that, and another one leaves it.
-func TestIndexerOfAnEarlierVersionGetsItsBucketsName(t *testing.T) {
-	t.Parallel()
-	cfg := external(natstest.Server(t))
-	a := start(t, cfg)
-	stop := a.index()
-	a.stores(screening("1"))
-	a.indexed()
-	stop()
-	was := a.consumer()
-	config := was.Config
-	delete(config.Metadata, "bridge-bucket")
-	if _, err := a.js.UpdateConsumer(t.Context(), "WEBHOOKS", config); err != nil {
-		t.Fatal(err)
-	}
-	a.index()
-	a.indexedInto(cfg.Bucket)
-	if c := a.consumer(); !c.Created.Equal(was.Created) || c.AckFloor.Stream != was.AckFloor.Stream {
-		t.Errorf("it was made anew: %+v", c)
-	}
-}
-
 // An operator gives a bridge another bucket.
 func TestBucketOfAnotherName(t *testing.T) {
 	t.Parallel()

@@ -85,7 +85,7 @@ func Decode(ctx context.Context, objects Objects, msg Msg) (Event, error) {
 	body := msg.Data()
 	if ref := msg.Headers().Get("ce-dataref"); ref != "" {
 		var err error
-		if body, err = object(ctx, objects, ref); err != nil {
+		if body, err = binding.ReadObject(ctx, objects, ref); err != nil {
 			return Event{}, fmt.Errorf("%w: %s: %w", ErrBody, ref, err)
 		}
 	}
@@ -166,23 +166,6 @@ func PayloadOf(ceType string) any {
 		return make()
 	}
 	return nil
-}
-
-// object reads the body that a dataref names: nats-object:<bucket>/<name>.
-func object(ctx context.Context, objects Objects, ref string) ([]byte, error) {
-	if objects == nil {
-		return nil, errors.New("no object stores were given")
-	}
-	path, ok := strings.CutPrefix(ref, "nats-object:")
-	bucket, name, found := strings.Cut(path, "/")
-	if !ok || !found {
-		return nil, errors.New("not an object")
-	}
-	store, err := objects.ObjectStore(ctx, bucket)
-	if err != nil {
-		return nil, err
-	}
-	return store.GetBytes(ctx, name)
 }
 
 // fold returns the least of the letters that encoding/json takes for the same.

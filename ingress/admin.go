@@ -31,8 +31,8 @@ type Admin struct {
 
 // NewAdmin returns the admin handler: /livez says that the process runs,
 // /readyz whether events can be stored and what a 200 is worth, /metrics is
-// Prometheus's, /schemas/ the JSON Schemas of the events, /asyncapi.json that
-// document, /loglevel the level of the log, which a PUT changes until the process
+// Prometheus's, /schemas/ the JSON Schemas of the events, /asyncapi.json the
+// AsyncAPI document, /loglevel the level of the log, which a PUT changes until the process
 // ends. An index further behind than the stream's duplicate window is
 // reported, since redeliveries may then be stored again. The spool may be nil;
 // with one that works, an outage of NATS is a warning only. What /readyz says is

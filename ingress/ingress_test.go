@@ -23,6 +23,7 @@ import (
 	"github.com/hookbus/bridge/bus"
 	"github.com/hookbus/bridge/dedupe"
 	"github.com/hookbus/bridge/ingress"
+	"github.com/hookbus/bridge/internal/binding"
 	"github.com/hookbus/bridge/internal/natstest"
 	"github.com/hookbus/bridge/normalize"
 )
@@ -428,7 +429,7 @@ func TestBodyTooLargeForNATS(t *testing.T) {
 	a := r.send(r.signed(dataspike, body))
 	a.expect(t, http.StatusOK, "accepted")
 	msg := r.message("WEBHOOKS", a.ID)
-	bucket, name, ok := bus.Dataref(msg.Header.Get("ce-dataref"))
+	bucket, name, ok := binding.Dataref(msg.Header.Get("ce-dataref"))
 	if !ok || len(msg.Data) != 0 || name != a.ID {
 		t.Fatalf("%s %v", msg.Subject, msg.Header)
 	}

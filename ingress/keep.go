@@ -58,12 +58,8 @@ func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time
 			}
 		}
 	}
-	inTime := ctx
-	if h.spool != nil {
-		var cancel context.CancelFunc
-		inTime, cancel = context.WithDeadline(ctx, deadline.Add(-spoolReserve))
-		defer cancel()
-	}
+	inTime, cancel := context.WithDeadline(ctx, deadline.Add(-h.reserve()))
+	defer cancel()
 	a, err := h.deliver(inTime, &item, once)
 	if err != nil && h.spool != nil {
 		if item.Event != nil && errors.Is(err, bus.ErrUnavailable) {

@@ -1,6 +1,7 @@
 package normalize
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/hookbus/bridge/internal/rawjson"
@@ -35,11 +36,8 @@ func mapOsapher(body []byte, o rawjson.Object) (mapping, error) {
 	var (
 		timestamp = o.Text("timestamp")
 		data      = o.Object("data")
-		entity    = data.Text("abn")
+		entity    = cmp.Or(data.Text("abn"), data.Text("nzbn"))
 	)
-	if entity == "" {
-		entity = data.Text("nzbn")
-	}
 	m := mapping{
 		kind:    event,
 		subject: entity,

@@ -175,21 +175,16 @@ func (s *shape) fitsObject(raw []byte) bool {
 	return missing == 0
 }
 
-var typeNames = func() map[string]jsonschema.Types {
-	types := make(map[string]jsonschema.Types)
-	for _, name := range []string{"null", "boolean", "number", "integer", "string", "array", "object"} {
-		var t jsonschema.Types
-		t.Add(name)
-		types[name] = t
-	}
-	return types
-}()
+func typeNamed(name string) (t jsonschema.Types) {
+	t.Add(name)
+	return t
+}
 
 var (
-	nullType, booleanType  = typeNames["null"], typeNames["boolean"]
-	stringType, arrayType  = typeNames["string"], typeNames["array"]
-	objectType, numberType = typeNames["object"], typeNames["number"]
-	integerType            = typeNames["integer"]
+	nullType, booleanType  = typeNamed("null"), typeNamed("boolean")
+	stringType, arrayType  = typeNamed("string"), typeNamed("array")
+	objectType, numberType = typeNamed("object"), typeNamed("number")
+	integerType            = typeNamed("integer")
 )
 
 // typeOf returns the types of a value, of an integer only if it is written as one.

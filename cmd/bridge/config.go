@@ -56,7 +56,7 @@ type config struct {
 	DedupeBucket    string        `env:"DEDUPE_BUCKET" envDefault:"webhooks-dedupe" help:"key-value bucket, the index of events"`
 	DedupeWindow    time.Duration `env:"DEDUPE_WINDOW" envDefault:"168h" help:"how long an event's names are remembered"`
 	DuplicateWindow time.Duration `env:"DUPLICATE_WINDOW" envDefault:"10m" help:"how long the stream itself refuses a copy"`
-	StateWindow     time.Duration `env:"STATE_WINDOW" envDefault:"2m" help:"age up to which an equal report without id or time is a redelivery"`
+	StateWindow     time.Duration `env:"STATE_WINDOW" envDefault:"2m" help:"age up to which an equal report without id or time is a redelivery; for Trusthub's it is the dedupe window"`
 
 	QuarantineStream   string        `env:"QUARANTINE_STREAM" envDefault:"WEBHOOKS_QUARANTINE" help:"stream of verified bodies that are no events"`
 	QuarantinePrefix   string        `env:"QUARANTINE_PREFIX" envDefault:"quarantine" help:"first token of their subjects"`
@@ -350,5 +350,14 @@ func (c *config) clientURL() string {
 	if c.NATSURL != "" {
 		return c.NATSURL
 	}
-	return "nats://" + c.EmbeddedListen
+	return "nats://" + reachable(c.EmbeddedListen)
+}
+
+// reachable is this machine's name for an address that listens everywhere.
+func reachable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); err == nil && (host == "" || ip.IsUnspecified()) {
+		return net.JoinHostPort("localhost", port)
+	}
+	return addr
 }

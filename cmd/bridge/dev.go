@@ -74,7 +74,7 @@ const tourTimeout = 10 * time.Second
 // tour sends every sample and shows what a subscriber receives.
 func tour(ctx context.Context, c *cli, b *bridge, secrets map[string]string) error {
 	w := c.stdout
-	if err := b.ready(ctx); err != nil {
+	if err := ready(ctx, b.bus, tourTimeout); err != nil {
 		return err
 	}
 	nc, err := c.connect(b.cfg)
@@ -89,8 +89,8 @@ func tour(ctx context.Context, c *cli, b *bridge, secrets map[string]string) err
 	if err := nc.Flush(); err != nil {
 		return err
 	}
-	base := "http://" + b.webhooksAddr
-	fmt.Fprintf(w, "Webhooks at %s/webhooks/{provider}, NATS at %s, metrics at http://%s/metrics\n\n", base, b.cfg.shownURL(), b.adminAddr)
+	base := "http://" + reachable(b.webhooksAddr)
+	fmt.Fprintf(w, "Webhooks at %s/webhooks/{provider}, NATS at %s, metrics at http://%s/metrics\n\n", base, b.cfg.shownURL(), reachable(b.adminAddr))
 
 	send := func(p normalize.Provider, name string, body []byte) (delivery, error) {
 		d, err := deliver(ctx, base+"/webhooks/"+p.Name, p, secrets[p.Name], body, time.Now())
@@ -139,21 +139,6 @@ func tour(ctx context.Context, c *cli, b *bridge, secrets map[string]string) err
 	fmt.Fprintf(w, "  go run ./cmd/bridge tail --since 1h\n")
 	for _, p := range normalize.Providers() {
 		fmt.Fprintf(w, "  go run ./cmd/bridge send %s --url %s --secret %s\n", p.Name, base, secrets[p.Name])
-	}
-	return nil
-}
-
-// ready waits until events can be stored.
-func (b *bridge) ready(ctx context.Context) error {
-	timeout := time.After(tourTimeout)
-	for st := b.bus.State(); !st.Ready(); st = b.bus.State() {
-		select {
-		case <-st.Changed():
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-timeout:
-			return fmt.Errorf("not ready: %s", st.Problems[0])
-		}
 	}
 	return nil
 }

@@ -96,17 +96,14 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, nats.ErrPermissionViolation) {
 		err = cause // and not that nobody answered
 	}
-	var usage usageError
-	switch {
-	case err == nil:
+	if err == nil {
 		return exitDone
-	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "bridge: %v\n", err)
-		return exitUsage
-	default:
-		fmt.Fprintf(stderr, "bridge: %v\n", err)
-		return exitFailed
 	}
+	fmt.Fprintf(stderr, "bridge: %v\n", err)
+	if _, usage := errors.AsType[usageError](err); usage {
+		return exitUsage
+	}
+	return exitFailed
 }
 
 // empty reports whether a flag's value is no text, or a list with one that is none.

@@ -83,6 +83,24 @@ func (s selected) find(ctx context.Context, cfg *config, q *bus.QuarantineStream
 	return found, nil
 }
 
+// each does something with what is selected.
+func (s selected) each(c *cli, verb string, json bool, do func(context.Context, *config, *bus.QuarantineStream, []bus.Quarantined) error) error {
+	if err := s.check(); err != nil {
+		return err
+	}
+	return quarantine(c, func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error {
+		items, err := s.find(ctx, cfg, q)
+		if err != nil {
+			return err
+		}
+		if len(items) == 0 && !json {
+			_, err := fmt.Fprintf(c.stdout, "There is nothing to %s.\n", verb)
+			return err
+		}
+		return do(ctx, cfg, q, items)
+	})
+}
+
 // openQuarantine connects as serve would and finds the quarantine.
 func (c *cli) openQuarantine(ctx context.Context, cfg *config) (_ *bus.QuarantineStream, nc *nats.Conn, err error) {
 	if nc, err = c.connect(cfg); err != nil {
@@ -293,18 +311,7 @@ func (r retried) String() string {
 }
 
 func (r *quarantineRetry) Run(c *cli) error {
-	if err := r.check(); err != nil {
-		return err
-	}
-	return quarantine(c, func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error {
-		items, err := r.find(ctx, cfg, q)
-		if err != nil {
-			return err
-		}
-		if len(items) == 0 && !r.JSON {
-			_, err := fmt.Fprintln(c.stdout, "There is nothing to retry.")
-			return err
-		}
+	return r.each(c, "retry", r.JSON, func(ctx context.Context, cfg *config, q *bus.QuarantineStream, items []bus.Quarantined) error {
 		b, stop, err := cfg.openBus(ctx, c.stderr)
 		if err != nil {
 			return err
@@ -389,17 +396,25 @@ func (c *config) openBus(ctx context.Context, stderr io.Writer) (*bus.Bus, func(
 	}
 	stopRun := background(b.Run)
 	stop := func() { stopRun(); b.Close(context.Background()) }
-	ctx, cancel := context.WithTimeout(ctx, busPatience)
+	if err := ready(ctx, b, busPatience); err != nil {
+		stop()
+		return nil, nil, err
+	}
+	return b, stop, nil
+}
+
+// ready waits until events can be stored.
+func ready(ctx context.Context, b *bus.Bus, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for st := b.State(); !st.Ready(); st = b.State() {
 		select {
 		case <-st.Changed():
 		case <-ctx.Done():
-			stop()
-			return nil, nil, fmt.Errorf("events cannot be stored: %s", strings.Join(st.Problems, "; "))
+			return fmt.Errorf("events cannot be stored: %s", strings.Join(st.Problems, "; "))
 		}
 	}
-	return b, stop, nil
+	return nil
 }
 
 type quarantineRm struct {
@@ -409,18 +424,7 @@ type quarantineRm struct {
 }
 
 func (r *quarantineRm) Run(c *cli) error {
-	if err := r.check(); err != nil {
-		return err
-	}
-	return quarantine(c, func(ctx context.Context, cfg *config, q *bus.QuarantineStream) error {
-		items, err := r.find(ctx, cfg, q)
-		if err != nil {
-			return err
-		}
-		if len(items) == 0 && !r.JSON {
-			_, err := fmt.Fprintln(c.stdout, "There is nothing to remove.")
-			return err
-		}
+	return r.each(c, "remove", r.JSON, func(ctx context.Context, _ *config, q *bus.QuarantineStream, items []bus.Quarantined) error {
 		reasons := make(map[string]int)
 		for _, item := range items {
 			reasons[item.Provider+" "+item.Reason]++
@@ -441,7 +445,7 @@ func (r *quarantineRm) Run(c *cli) error {
 		if r.JSON {
 			return printJSON(c.stdout, map[string]int{"removed": len(items)})
 		}
-		_, err = fmt.Fprintf(c.stdout, "%d removed\n", len(items))
+		_, err := fmt.Fprintf(c.stdout, "%d removed\n", len(items))
 		return err
 	})
 }

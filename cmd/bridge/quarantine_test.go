@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,7 +16,11 @@ import (
 // quarantineOf starts a bridge and sends it bodies that are no events.
 func quarantineOf(t *testing.T, bodies ...string) (environ []string) {
 	t.Helper()
-	environ = environment(t, "BRIDGE_WALDO_SECRETS=secret")
+	return quarantineWith(t, environment(t, "BRIDGE_WALDO_SECRETS=secret"), bodies...)
+}
+
+func quarantineWith(t *testing.T, environ []string, bodies ...string) []string {
+	t.Helper()
 	r := serve(t, environ)
 	t.Cleanup(func() { r.stop(t) })
 	for _, body := range bodies {
@@ -75,6 +80,18 @@ func TestQuarantineCommands(t *testing.T) {
 				t.Errorf("a body is shown unasked:\n%s%s", out, errs)
 			}
 		})
+	}
+}
+
+// The embedded server is found also if it listens everywhere.
+func TestQuarantineOfAServerThatListensEverywhere(t *testing.T) {
+	for _, host := range []string{"", "0.0.0.0", "[::]"} {
+		environ := environment(t, "BRIDGE_WALDO_SECRETS=secret", "BRIDGE_NATS_USER=u", "BRIDGE_NATS_PASSWORD=p",
+			fmt.Sprintf("BRIDGE_EMBEDDED_LISTEN=%s:%d", host, natstest.FreePort(t)))
+		quarantineWith(t, environ, "not json")
+		if code, out, errs := command(t, environ, "quarantine", "retry", "--all"); code != 1 || !strings.Contains(out+errs, "1 of 1 are still in the quarantine") {
+			t.Errorf("%q: exit %d: %s%s", host, code, out, errs)
+		}
 	}
 }
 

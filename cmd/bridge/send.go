@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -124,18 +123,11 @@ func (s *sendCmd) secret(source secretSource) (string, error) {
 // address completes the URL with what it lacks.
 func (s *sendCmd) address(cfg *config) (string, error) {
 	if s.URL == "" {
-		host, port, err := net.SplitHostPort(cfg.ListenAddr)
-		if err != nil {
-			return "", err
-		}
-		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-			host = "localhost"
-		}
 		scheme := "http://"
 		if cfg.TLSCertFile != "" {
 			scheme = "https://"
 		}
-		return scheme + net.JoinHostPort(host, port) + "/webhooks/" + s.Provider, nil
+		return scheme + reachable(cfg.ListenAddr) + "/webhooks/" + s.Provider, nil
 	}
 	u, err := url.Parse(s.URL)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {

@@ -294,10 +294,7 @@ func adminURL(address string) string {
 	if strings.Contains(address, "://") {
 		return strings.TrimSuffix(address, "/")
 	}
-	if strings.HasPrefix(address, ":") {
-		address = "localhost" + address
-	}
-	return "http://" + address
+	return "http://" + reachable(address)
 }
 
 func (s *overview) print(out io.Writer) error {

@@ -176,7 +176,7 @@ func (t *tailCmd) printEvent(ctx context.Context, js jetstream.JetStream, w io.W
 	// The extension "sequence" of CloudEvents: where it is in the stream.
 	ce.SetExtension("sequence", strconv.FormatUint(at.Sequence.Stream, 10))
 	if ref, ok := ce.Extensions()["dataref"].(string); ok {
-		body, err := bus.ReadObject(ctx, js, ref)
+		body, err := binding.ReadObject(ctx, js, ref)
 		if err != nil {
 			return printJSON(w, map[string]string{"id": ce.ID(), "type": ce.Type(), "error": "its body cannot be read: " + err.Error()})
 		}

@@ -1,8 +1,8 @@
 // Command go is a service that consumes the bridge's events: a durable pull
 // consumer that takes the types it wants, handles each event once by its
 // CloudEvents id, tries again with growing pauses what fails, puts aside what
-// fails too often, continues the bridge's traces, and stops without leaving
-// anything half done.
+// fails too often, continues the bridge's traces, and when it stops finishes
+// what it has begun.
 package main
 
 import (
@@ -70,7 +70,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer nc.Drain()
+	defer nc.Close() // sends what is left; Drain would go on in the background
 	if s.js, err = jetstream.New(nc); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package binding
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -11,6 +12,7 @@ import (
 	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/cloudevents/sdk-go/v2/types"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Decode reads a CloudEvent from the headers and the body of a message that
@@ -82,4 +84,35 @@ func Encode(s string) string {
 		}
 	}
 	return b.String()
+}
+
+// DatarefScheme begins the dataref of a body that is in an object store.
+const DatarefScheme = "nats-object:"
+
+// Dataref returns bucket and name of the object that a dataref names.
+func Dataref(ref string) (bucket, name string, ok bool) {
+	path, ok := strings.CutPrefix(ref, DatarefScheme)
+	if !ok {
+		return "", "", false
+	}
+	return strings.Cut(path, "/")
+}
+
+// ReadObject returns the body that a dataref names. It finds object stores as
+// jetstream.JetStream does.
+func ReadObject(ctx context.Context, objects interface {
+	ObjectStore(ctx context.Context, bucket string) (jetstream.ObjectStore, error)
+}, ref string) ([]byte, error) {
+	bucket, name, ok := Dataref(ref)
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("%q is no reference to an object", ref)
+	case objects == nil:
+		return nil, errors.New("no object stores were given")
+	}
+	store, err := objects.ObjectStore(ctx, bucket)
+	if err != nil {
+		return nil, err
+	}
+	return store.GetBytes(ctx, name)
 }
