@@ -225,6 +225,22 @@ func (s *Spool) recount(ctx context.Context) {
 	if missing := counted - s.Len(); missing > 0 && !unsure {
 		s.damaged(fmt.Sprintf("%d messages are missing", missing))
 	}
+	if n := s.Len(); n > 0 { // written just now, or counted by the server and not to be read
+		if _, err := s.read(ctx, 1, anySubject); errors.Is(err, jetstream.ErrMsgNotFound) {
+			s.damaged(fmt.Sprintf("%d messages cannot be read", n))
+			s.forget(ctx)
+		}
+	}
+}
+
+// forget removes what cannot be read: all behind it would be held up, and cut off with
+// it when the server looks through the file again.
+func (s *Spool) forget(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	if err := cmp.Or(s.store.stream.Purge(ctx), s.countStored(ctx)); err != nil {
+		s.log.Warn("removing what cannot be read from the spool", "error", err)
+	}
 }
 
 func (s *Spool) countStored(ctx context.Context) error {

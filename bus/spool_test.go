@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -341,6 +342,50 @@ func TestDamagedSpool(t *testing.T) {
 	}
 	if !s.logged("webhooks that were answered 200 may be lost") || s.Warning() == "" {
 		t.Errorf("warning %q, log: %s", s.Warning(), s.log)
+	}
+}
+
+// What the server counts and cannot read holds up nothing, and is not the end of what
+// is put behind it.
+func TestSpoolWithAnUnreadableMessage(t *testing.T) {
+	dir := t.TempDir()
+	s := openSpool(t, spoolConfig(dir))
+	const n = 20
+	for i := range n {
+		mustPut(t, s, bus.Spooled{Event: newEvent(t, i)})
+	}
+	s.Close() // with a list of all that it holds, by which it is opened again
+	file := spoolFile(t, dir, "msgs/*.blk")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[bytes.Index(data, []byte(`"id":"10"`))+6] ^= 1
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = openSpool(t, spoolConfig(dir))
+	if s.Len() != n || s.Warning() != "" {
+		t.Fatalf("%d messages, warning %q", s.Len(), s.Warning())
+	}
+	var got handed
+	stop := s.run(got.take)
+	natstest.Eventually(t, within, "the spool is empty", func() bool { return s.Len() == 0 && s.Events() == 0 })
+	stop()
+	if len(got.get()) != n-1 || !strings.Contains(s.Warning(), "1 messages cannot be read") {
+		t.Errorf("%d of %d handed over, warning %q", len(got.get()), n, s.Warning())
+	}
+	for i := range n {
+		mustPut(t, s, bus.Spooled{Event: newEvent(t, n+i)})
+	}
+	s.Close()
+	if err := os.Remove(spoolFile(t, dir, "msgs/index.db")); err != nil { // as after a crash
+		t.Fatal(err)
+	}
+	s = openSpool(t, spoolConfig(dir))
+	defer s.Close()
+	if s.Len() != n || s.Warning() != "" {
+		t.Errorf("%d messages, warning %q", s.Len(), s.Warning())
 	}
 }
 
