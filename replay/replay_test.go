@@ -537,6 +537,29 @@ func TestPurgedMeanwhile(t *testing.T) {
 	}
 }
 
+// What is gone because the stream is another is not passed over in silence.
+func TestStreamMadeAnewMeanwhile(t *testing.T) {
+	r := newRig(t)
+	r.store(0, 5000)
+	var once bool
+	o := options()
+	o.Rate = 2000
+	o.Progress = func(replay.Progress) {
+		if !once {
+			once = true
+			if err := r.js.DeleteStream(t.Context(), "WEBHOOKS"); err != nil {
+				t.Error(err)
+			}
+			r.makeStream("WEBHOOKS", 1, "webhooks.>")
+			r.store(0, 10)
+		}
+	}
+	result, err := replay.Run(t.Context(), r.nc, "one", replay.Selection{}, o)
+	if !errors.Is(err, replay.ErrLost) || result.Complete {
+		t.Errorf("%v: %+v", err, result)
+	}
+}
+
 func TestRate(t *testing.T) {
 	r := newRig(t)
 	r.store(0, 100)

@@ -125,6 +125,9 @@ const (
 
 // attempt goes on behind what has been read.
 func (r *run) attempt(ctx context.Context) error {
+	if err := r.same(ctx); err != nil {
+		return err
+	}
 	p := part{
 		stream: r.opts.Stream, from: r.read + 1, to: r.record.Last, filters: r.record.Filters,
 		headersOnly: r.opts.DryRun,

@@ -115,13 +115,6 @@ func (r *run) resume(ctx context.Context) error {
 	if r.record.Stream != r.opts.Stream {
 		return fmt.Errorf("%w: %s is a replay of the stream %s, not of %s", ErrLost, r.name, r.record.Stream, r.opts.Stream)
 	}
-	source, err := streamOf(ctx, r.js, r.opts.Stream)
-	if err != nil {
-		return err
-	}
-	if !source.Created.Equal(r.record.Created) {
-		return fmt.Errorf("%w: the stream %s was made anew since, and counts from 1 again", ErrLost, r.opts.Stream)
-	}
 	n, last, err := r.lastCopy(ctx)
 	if err != nil {
 		return err
@@ -133,6 +126,15 @@ func (r *run) resume(ctx context.Context) error {
 	}
 	r.tail, r.counted = r.read, r.read
 	return nil
+}
+
+// same finds out whether the stream is still the one that the replay is of.
+func (r *run) same(ctx context.Context) error {
+	source, err := streamOf(ctx, r.js, r.opts.Stream)
+	if err == nil && !source.Created.Equal(r.record.Created) {
+		err = fmt.Errorf("%w: the stream %s was made anew since, and counts from 1 again", ErrLost, r.opts.Stream)
+	}
+	return err
 }
 
 func (r *run) created(stream jetstream.Stream) {
