@@ -52,6 +52,9 @@ func (d *Deduper) HearsLate(created time.Time) {
 // but for those that the duplicate window knows.
 func (d *Deduper) Lacks(names []string) bool { return d.filter.lacks(names[0]) }
 
+// Measured returns when the lag, and what the bucket holds, was measured last.
+func (x *Indexer) Measured() time.Time { return x.lag.Load().at }
+
 // LetGather has the indexer, which does not run yet, leave more time for messages
 // to gather.
 func (x *Indexer) LetGather(d time.Duration) { x.pause = d }

@@ -1,6 +1,7 @@
 package dedupe_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -134,6 +135,47 @@ func TestFilterAfterTheBucketLostItsEnd(t *testing.T) {
 	b.indexed()
 	b.eventually("the filter has what took their place", func() bool { return b.lacks(screening("new")) && !b.lacks(kept) })
 	b.knows(kept, id)
+}
+
+// Where the server that comes back has lost the end of the bucket, and not of the
+// consumer that has filled it, the names are indexed again.
+func TestIndexAfterTheBucketLostItsEnd(t *testing.T) {
+	t.Parallel()
+	port, dir, earlier := natstest.FreePort(t), t.TempDir(), filepath.Join(t.TempDir(), "earlier")
+	run := func() (stop func()) {
+		s := natstest.Server(t, func(o *server.Options) { o.Port, o.StoreDir = port, dir })
+		return func() { s.Shutdown(); s.WaitForShutdown() }
+	}
+	bucket := filepath.Join(dir, "jetstream", "$G", "streams", bucketStream)
+	stop := run()
+	cfg := defaults()
+	cfg.URL = fmt.Sprintf("nats://127.0.0.1:%d", port)
+	cfg.DuplicateWindow = 4 * time.Second
+	b := start(t, cfg)
+	b.index()
+	b.stores(session("s-1", "WAITING_FOR_MANUAL_APPROVE"))
+	b.indexed()
+	stop()
+	if err := os.CopyFS(earlier, os.DirFS(bucket)); err != nil {
+		t.Fatal(err)
+	}
+	stop = run()
+	b.eventually("it is back", func() bool { return b.bus.State().Ready() && b.bus.Connected() })
+	id := b.stores(screening("lost"))
+	b.stores(session("s-1", "MANUAL_APPROVED"))
+	b.indexed()
+	now := time.Now()
+	b.eventually("the bucket was looked at", func() bool { return b.indexer.Measured().After(now) })
+	stop()
+	if err := errors.Join(os.RemoveAll(bucket), os.CopyFS(bucket, os.DirFS(earlier))); err != nil {
+		t.Fatal(err)
+	}
+	run()
+	b.eventually("it is back", func() bool { return b.bus.State().Ready() && b.bus.Connected() })
+	b.eventually("the names are back", func() bool { return b.entry(b.event(screening("lost")).Identity.Key).ID == id })
+	b.indexed()
+	b.stores(session("s-1", "WAITING_FOR_MANUAL_APPROVE"))
+	b.knows(screening("lost"), id)
 }
 
 // Where somebody makes the duplicate window too short for it, the filter is not

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -21,6 +22,7 @@ type measured struct {
 	Lag
 	at       time.Time         // not later than the answers
 	consumer map[string]string // metadata of the consumer
+	made     time.Time         // when the consumer was
 	failing  time.Time         // since when there is a connection and no answer; zero: there was one
 }
 
@@ -61,12 +63,15 @@ func (m measured) unanswered(asked time.Time, connected bool) measured {
 
 // measureLag keeps the lag up to date, also while nothing is indexed.
 func (x *Indexer) measureLag(ctx context.Context) {
+	var had held
 	for ctx.Err() == nil {
 		at := time.Now()
 		m, err := x.measure(ctx)
 		m.at = at
 		if err != nil {
 			m = x.lag.Load().unanswered(at, x.bus.Connected())
+		} else {
+			had = x.compare(ctx, had, &m)
 		}
 		x.lag.Store(&m)
 		wait(ctx, nil, measureLagEvery)
@@ -87,7 +92,8 @@ func (x *Indexer) measure(ctx context.Context) (m measured, err error) {
 	next := uint64(1)
 	switch info, err := consumerOf(ctx, x.bus); {
 	case err == nil:
-		m.Messages, next, m.consumer = info.NumPending+uint64(info.NumAckPending), info.AckFloor.Stream+1, info.Config.Metadata
+		m.Messages, next = info.NumPending+uint64(info.NumAckPending), info.AckFloor.Stream+1
+		m.consumer, m.made = info.Config.Metadata, info.Created
 	case !errors.Is(err, jetstream.ErrConsumerNotFound):
 		return m, err
 	case errors.Is(err, errUnfit): // the indexer, which may be at work, has not seen it
@@ -105,6 +111,45 @@ func (x *Indexer) measure(ctx context.Context) (m measured, err error) {
 	}
 	m.Oldest = max(0, time.Since(oldest.Time))
 	return m, nil
+}
+
+// held is what the bucket held when it was looked at.
+type held struct {
+	bucket, consumer time.Time // when they were made
+	last             uint64
+	doubted          bool // it seemed to hold less then
+}
+
+// compare has the index built again where the bucket has lost its end, as on a server
+// that had not synced it before a crash, and the consumer has not lost what it had
+// acknowledged: these names would never come again. Of several bridges one does it.
+// From when it seems so, or is not to be told, nothing is known to be indexed.
+func (x *Indexer) compare(ctx context.Context, had held, m *measured) held {
+	st := x.bus.State()
+	if st.Bucket() == nil {
+		return had
+	}
+	last, err := x.lastInBucket(ctx, st, math.MaxUint64)
+	if err != nil {
+		m.consumer = nil
+		return had
+	}
+	now := held{bucket: st.BucketCreated, consumer: m.made, last: last}
+	if !now.bucket.Equal(had.bucket) || !now.consumer.Equal(had.consumer) || now.last >= had.last {
+		return now
+	}
+	m.consumer = nil
+	if !had.doubted { // a leader that has just been elected may not know yet all that it has
+		had.doubted = true
+		return had
+	}
+	x.log.Warn("the bucket has lost its end: indexing again", "had", had.last, "has", now.last)
+	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
+	defer cancel()
+	if err := x.bus.JetStream().DeleteConsumer(ctx, x.bus.Stream(), IndexerName); err != nil {
+		return had
+	}
+	return now
 }
 
 // completeTimeout is how long a request waits for the index to catch up, which
