@@ -306,6 +306,31 @@ func TestSettingThatCannotBeChanged(t *testing.T) {
 	mustPublish(t, b, newEvent(t, 1))
 }
 
+// Two bridges with different values would take turns, and the lower age wins.
+func TestSettingThatIsChangedAgainAndAgain(t *testing.T) {
+	cfg := external(natstest.Server(t))
+	cfg.Explicit = map[string]bool{"STREAM_MAX_AGE": true}
+	b := openReady(t, cfg)
+	warned := func() bool {
+		return slices.ContainsFunc(b.State().Warnings, func(w string) bool { return strings.Contains(w, "somebody else changes its max_age") })
+	}
+	for range 2 {
+		if warned() {
+			t.Errorf("%q", b.State().Warnings)
+		}
+		c := streamInfo(t, b.JetStream(), "WEBHOOKS").Config
+		c.MaxAge = cfg.StreamMaxAge - time.Hour
+		if _, err := b.JetStream().UpdateStream(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		b.Wake()
+		natstest.Eventually(t, within, "it is set back", func() bool {
+			return streamInfo(t, b.JetStream(), "WEBHOOKS").Config.MaxAge == cfg.StreamMaxAge
+		})
+	}
+	natstest.Eventually(t, within, "a warning", warned)
+}
+
 func TestUnmanagedStreamsAreNotCreated(t *testing.T) {
 	s := natstest.Server(t)
 	cfg := external(s)
