@@ -13,7 +13,7 @@ COMMIT  ?= $(shell git rev-parse --verify --short HEAD 2>/dev/null || echo none)
 DATE    ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
-.PHONY: help run test lint fuzz faults soak bench microbench bench-compare generate check-asyncapi test-node verify-k8s e2e-k8s e2e-images build image clean
+.PHONY: help run test lint fuzz faults soak memory bench microbench bench-compare generate check-asyncapi test-node verify-k8s e2e-k8s e2e-images build image clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -45,6 +45,9 @@ faults: ## Break what is around the bridge for FAULTS_TIME (5m), by FAULTS_SEED 
 
 soak: ## Send webhooks for SOAK_TIME (30m) and watch what the bridge takes
 	go test -tags faults -count=1 -v -timeout 0 -run 'TestSoak$$' ./faults -soak=$(SOAK_TIME) $(FAULTS_ARGS)
+
+memory: ## Show what a bridge takes at most when many requests come at once
+	go test -tags faults -count=1 -v -timeout 20m -run 'TestMemory$$' ./faults -memory
 
 BENCH_ARGS     ?=
 BENCH          ?= .

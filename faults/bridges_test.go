@@ -85,7 +85,7 @@ func (b *bridge) ready() bool {
 	status, text, err := get(b.adminURL("/readyz"))
 	var answer struct{ Durability string }
 	return err == nil && status == http.StatusOK &&
-		json.Unmarshal([]byte(text), &answer) == nil && strings.Contains(answer.Durability, "server")
+		json.Unmarshal([]byte(text), &answer) == nil && !strings.Contains(answer.Durability, "until NATS takes it")
 }
 
 // errNoMetric: the process has no metric of that name.

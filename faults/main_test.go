@@ -6,7 +6,7 @@
 // to be there exactly once.
 //
 // Nothing here is part of an ordinary test run: the build tag is faults, and
-// `make faults` and `make soak` are the entry points.
+// `make faults`, `make soak` and `make memory` are the entry points.
 package faults
 
 import (
@@ -26,6 +26,7 @@ var (
 	only     = flag.String("only", "", "inject only the faults whose names match this regular expression")
 	atMost   = flag.Int("faults", 0, "inject so many faults at most; 0: as there is time for")
 	keep     = flag.Bool("keep", false, "keep the logs and the stores of the processes")
+	memory   = flag.Bool("memory", false, "run TestMemory")
 	soakTime = flag.Duration("soak", 0, "how long TestSoak sends; 0: not at all")
 )
 

@@ -257,6 +257,11 @@ func (s *sender) post(o *occurrence, why string, b *bridge) (d delivery) {
 // send signs the body as the provider does, sends it, and returns the answer. A
 // request that has none has an err.
 func send(client *http.Client, url string, p normalize.Provider, body []byte, now time.Time) (status int, result, reason, id, failed string) {
+	return sendAs(client, url, p, secret(p), body, now)
+}
+
+// sendAs signs with that secret.
+func sendAs(client *http.Client, url string, p normalize.Provider, secret string, body []byte, now time.Time) (status int, result, reason, id, failed string) {
 	fail := func(err error) (int, string, string, string, string) {
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED):
@@ -266,7 +271,7 @@ func send(client *http.Client, url string, p normalize.Provider, body []byte, no
 		}
 		return 0, "", "", "", err.Error()
 	}
-	header, value, err := p.Scheme.Sign(secret(p), body, now)
+	header, value, err := p.Scheme.Sign(secret, body, now)
 	if err != nil {
 		return fail(err)
 	}
