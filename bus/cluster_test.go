@@ -22,7 +22,7 @@ func TestCluster(t *testing.T) {
 	cfg := testConfig()
 	cfg.URL = c.URL()
 	cfg.Replicas = 3
-	cfg.PublishTimeout = 6 * time.Second // elections on a busy machine
+	cfg.PublishTimeout = 15 * time.Second // an election takes up to 9 s, and on a busy machine there may be a second
 	b := openReady(t, cfg)
 
 	t.Run("state", func(t *testing.T) {
