@@ -85,7 +85,7 @@ type Bus struct {
 	state   atomic.Pointer[State]
 	wake    chan struct{}
 	failing atomic.Pointer[failing] // nil: the last event was taken
-	changed map[string]bool         // settings that this bus has changed, by stream; of Run only
+	changed map[string]string       // what this bus has changed settings to, by stream; of Run only
 
 	incarnation struct {
 		sync.Mutex
@@ -105,7 +105,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 		cfg:     cfg,
 		log:     log,
 		wake:    make(chan struct{}, 1),
-		changed: make(map[string]bool),
+		changed: make(map[string]string),
 		metrics: newMetrics(),
 	}
 	b.state.Store(&State{

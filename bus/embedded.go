@@ -97,6 +97,10 @@ func startServer(cfg serverConfig, log *slog.Logger) (*server.Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	kept, err := keep(cfg.dir)
+	if err != nil {
+		return nil, fmt.Errorf("keeping what %s holds: %w", cfg.dir, err)
+	}
 	serverLog := &serverLogger{log: log.With("component", "nats-server"), fatal: make(chan string, 1)}
 	s.SetLoggerV2(serverLog, false, false, false)
 	s.Start()
@@ -108,10 +112,16 @@ func startServer(cfg serverConfig, log *slog.Logger) (*server.Server, error) {
 			err = errors.New("not ready after 10 s")
 		}
 	}
+	if err == nil {
+		err = kept.missing()
+	}
+	if err == nil {
+		err = kept.release()
+	}
 	if err != nil {
 		s.Shutdown()
 		s.WaitForShutdown()
-		return nil, err
+		return nil, errors.Join(err, kept.putBack())
 	}
 	return s, nil
 }

@@ -60,8 +60,10 @@ type Spool struct {
 	newest  time.Time     // receipt of what was written last
 
 	// Of Run only:
-	parked map[string]time.Time // entities that wait after a failure, and until when
-	begin  uint64               // behind which to look for others than those
+	parked  map[string]time.Time // entities that wait after a failure, and until when
+	begin   uint64               // behind which to look for others than those
+	unread  time.Time            // since when nothing can be read though there is something
+	rebuilt bool                 // because of that, which helps once or not at all
 }
 
 const (
@@ -139,10 +141,7 @@ func (s *Spool) Close() {
 	s.probes.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.store != nil {
-		s.store.close()
-		s.store = nil
-	}
+	s.close()
 	s.lock.Unlock()
 }
 

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -225,22 +227,34 @@ func (s *Spool) recount(ctx context.Context) {
 	if missing := counted - s.Len(); missing > 0 && !unsure {
 		s.damaged(fmt.Sprintf("%d messages are missing", missing))
 	}
-	if n := s.Len(); n > 0 { // written just now, or counted by the server and not to be read
-		if _, err := s.read(ctx, 1, anySubject); errors.Is(err, jetstream.ErrMsgNotFound) {
-			s.damaged(fmt.Sprintf("%d messages cannot be read", n))
-			s.forget(ctx)
-		}
+	if s.Len() == 0 {
+		s.unread = time.Time{}
+		return
+	}
+	switch _, err := s.read(ctx, 1, anySubject); {
+	case !errors.Is(err, jetstream.ErrMsgNotFound): // written just now
+		s.unread = time.Time{}
+	case s.rebuilt: // that was all that can be done
+	case s.unread.IsZero(): // it may pass: the server does not say what the matter is
+		s.unread = time.Now()
+		time.AfterFunc(spoolReopen, s.notify)
+	case time.Since(s.unread) >= spoolReopen:
+		s.lookThrough(ctx)
 	}
 }
 
-// forget removes what cannot be read: all behind it would be held up, and cut off with
-// it when the server looks through the file again.
-func (s *Spool) forget(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	if err := cmp.Or(s.store.stream.Purge(ctx), s.countStored(ctx)); err != nil {
-		s.log.Warn("removing what cannot be read from the spool", "error", err)
+// lookThrough has the server look through the files for what can be read. What cannot
+// holds up all that comes, and is cut off with that when the server does so after a crash.
+// The lock is held.
+func (s *Spool) lookThrough(ctx context.Context) {
+	s.damaged(fmt.Sprintf("%d messages cannot be read", s.Len()))
+	s.rebuilt = true
+	s.close()
+	if err := os.Remove(filepath.Join(s.streamDir(), "msgs", "index.db")); err != nil {
+		s.log.Warn("the spool is not looked through", "error", err)
 	}
+	s.reopen(ctx)
+	s.notify()
 }
 
 func (s *Spool) countStored(ctx context.Context) error {

@@ -54,10 +54,19 @@ func (st *spoolStore) close() {
 func (s *Spool) open(ctx context.Context) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.close()
+	return s.reopen(ctx)
+}
+
+// close closes the store. The lock is held.
+func (s *Spool) close() {
 	if s.store != nil {
 		s.store.close()
 		s.store = nil
 	}
+}
+
+func (s *Spool) reopen(ctx context.Context) bool {
 	st, err := s.openStore(ctx)
 	s.broken.Store(err != nil)
 	if err != nil {

@@ -173,11 +173,11 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) (found jetstream
 			st.warn("stream %s: its %s could not be changed: %v", name, s.name, err)
 		} else if changed {
 			b.log.Info("changed stream", "stream", name, "setting", s.name)
-			if key := name + " " + s.name; b.changed[key] {
+			key, value := name+" "+s.name, fmt.Sprint(s.value)
+			if b.changed[key] == value {
 				st.warn("stream %s: somebody else changes its %s, perhaps a bridge with another value; it was set back", name, s.name)
-			} else {
-				b.changed[key] = true
 			}
+			b.changed[key] = value
 		}
 	}
 	if stream, err = b.js.Stream(ctx, name); err != nil {

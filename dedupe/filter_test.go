@@ -141,6 +141,12 @@ func TestFilterAfterTheBucketLostItsEnd(t *testing.T) {
 // consumer that has filled it, the names are indexed again.
 func TestIndexAfterTheBucketLostItsEnd(t *testing.T) {
 	t.Parallel()
+	t.Run("nothing comes meanwhile", func(t *testing.T) { testBucketLostItsEnd(t, 0) })
+	t.Run("more comes than was lost", func(t *testing.T) { testBucketLostItsEnd(t, 6) })
+}
+
+func testBucketLostItsEnd(t *testing.T, meanwhile int) {
+	t.Parallel()
 	port, dir, earlier := natstest.FreePort(t), t.TempDir(), filepath.Join(t.TempDir(), "earlier")
 	run := func() (stop func()) {
 		s := natstest.Server(t, func(o *server.Options) { o.Port, o.StoreDir = port, dir })
@@ -172,6 +178,9 @@ func TestIndexAfterTheBucketLostItsEnd(t *testing.T) {
 	}
 	run()
 	b.eventually("it is back", func() bool { return b.bus.State().Ready() && b.bus.Connected() })
+	for i := range meanwhile {
+		b.stores(screening(fmt.Sprint("meanwhile", i)))
+	}
 	b.eventually("the names are back", func() bool { return b.entry(b.event(screening("lost")).Identity.Key).ID == id })
 	b.indexed()
 	b.stores(session("s-1", "WAITING_FOR_MANUAL_APPROVE"))

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -116,8 +115,9 @@ func (x *Indexer) measure(ctx context.Context) (m measured, err error) {
 // held is what the bucket held when it was looked at.
 type held struct {
 	bucket, consumer time.Time // when they were made
-	last             uint64
-	doubted          bool // it seemed to hold less then
+	last             uint64    // sequence of its last message
+	stored           time.Time // and when that was
+	doubted          bool      // it seemed to hold less then
 }
 
 // compare has the index built again where the bucket has lost its end, as on a server
@@ -126,29 +126,37 @@ type held struct {
 // From when it seems so, or is not to be told, nothing is known to be indexed.
 func (x *Indexer) compare(ctx context.Context, had held, m *measured) held {
 	st := x.bus.State()
-	if st.Bucket() == nil {
+	if st.Bucket() == nil || m.made.IsZero() {
 		return had
 	}
-	last, err := x.lastInBucket(ctx, st, math.MaxUint64)
+	ctx, cancel := context.WithTimeout(ctx, measureLagEvery)
+	defer cancel()
+	js := x.bus.JetStream()
+	s, err := js.Stream(ctx, "KV_"+st.Bucket().Bucket())
 	if err != nil {
 		m.consumer = nil
 		return had
 	}
-	now := held{bucket: st.BucketCreated, consumer: m.made, last: last}
-	if !now.bucket.Equal(had.bucket) || !now.consumer.Equal(had.consumer) || now.last >= had.last {
+	info := s.CachedInfo()
+	now := held{bucket: info.Created, consumer: m.made, last: info.State.LastSeq, stored: info.State.LastTime}
+	if !now.bucket.Equal(had.bucket) || !now.consumer.Equal(had.consumer) {
 		return now
+	}
+	if now.last >= had.last { // or has grown again since
+		msg, err := s.GetMsg(ctx, had.last) // there is none when its name was written once more
+		if err != nil || !msg.Time.After(had.stored) {
+			return now
+		}
 	}
 	m.consumer = nil
 	if !had.doubted { // a leader that has just been elected may not know yet all that it has
 		had.doubted = true
 		return had
 	}
-	x.log.Warn("the bucket has lost its end: indexing again", "had", had.last, "has", now.last)
-	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
-	defer cancel()
-	if err := x.bus.JetStream().DeleteConsumer(ctx, x.bus.Stream(), IndexerName); err != nil {
+	if err := js.DeleteConsumer(ctx, x.bus.Stream(), IndexerName); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return had
 	}
+	x.log.Warn("the bucket has lost its end: indexing again", "had", had.last, "has", now.last)
 	return now
 }
 

@@ -1,0 +1,82 @@
+package bus
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// kept are second names (hard links) of all files of a server's streams. A server that
+// cannot read one of them when it starts, be it for want of a descriptor, removes the
+// whole stream (nats-server 2.15.2): then it is put back.
+type kept struct{ streams, links string }
+
+// keep makes them. What a process that was killed meanwhile has lost is put back before.
+func keep(dir string) (kept, error) {
+	k := kept{filepath.Join(dir, server.JetStreamStoreDir, server.DEFAULT_GLOBAL_ACCOUNT, "streams"), filepath.Join(dir, "kept")}
+	if err := k.putBack(); err != nil {
+		return k, err
+	}
+	if err := k.release(); err != nil {
+		return k, err
+	}
+	if _, err := os.Stat(k.streams); errors.Is(err, fs.ErrNotExist) {
+		return k, nil
+	}
+	err := filepath.WalkDir(k.streams, func(path string, d fs.DirEntry, err error) error {
+		link := filepath.Join(k.links, strings.TrimPrefix(path, k.streams))
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			return os.Mkdir(link, 0o700)
+		}
+		return os.Link(path, link)
+	})
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) { // no file system for links
+		err = k.release()
+	}
+	return k, err
+}
+
+// removed returns the streams that were there and are not any more.
+func (k kept) removed() (names []string, err error) {
+	entries, err := os.ReadDir(k.links)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		_, before := os.Stat(filepath.Join(k.links, e.Name(), server.JetStreamMetaFile))
+		_, now := os.Stat(filepath.Join(k.streams, e.Name(), server.JetStreamMetaFile))
+		if before == nil && errors.Is(now, fs.ErrNotExist) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
+// missing returns an error if there are any.
+func (k kept) missing() error {
+	names, err := k.removed()
+	if err == nil && len(names) > 0 {
+		err = fmt.Errorf("it holds a stream that cannot be read (%s; the log says why): restore it, or move it away and lose what is in it", strings.Join(names, ", "))
+	}
+	return err
+}
+
+// putBack puts them back. No server runs.
+func (k kept) putBack() error {
+	names, err := k.removed()
+	for _, name := range names {
+		stream := filepath.Join(k.streams, name)
+		err = errors.Join(err, os.RemoveAll(stream), os.MkdirAll(k.streams, 0o700), os.Rename(filepath.Join(k.links, name), stream))
+	}
+	return err
+}
+
+func (k kept) release() error { return os.RemoveAll(k.links) }
