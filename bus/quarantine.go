@@ -63,7 +63,11 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 	}
 	traced(ctx, msg, TraceHeader)
 	ack, err := b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
-	if err == nil && ack.Duplicate && b.another(ctx, r, ack.Sequence) {
+	if err != nil || !ack.Duplicate {
+		return err
+	}
+	another, err := b.another(ctx, r, ack.Sequence)
+	if err == nil && another {
 		msg.Header[jetstream.MsgIDHeader] = []string{r.ownID()}
 		_, err = b.publishWhole(ctx, msg, b.cfg.QuarantineStream)
 	}
@@ -73,20 +77,24 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 // another reports whether a body has to be stored though one like it was, at that
 // sequence. That was removed, but the quarantine's stream knows its id until the
 // duplicate window is over; or nothing says that it was the same occurrence, but that
-// it was received at the same time. What is not answered is stored.
-func (b *Bus) another(ctx context.Context, r Rejected, sequence uint64) bool {
+// it was received at the same time: then what is not answered is stored. The error is
+// [ErrUnavailable].
+func (b *Bus) another(ctx context.Context, r Rejected, sequence uint64) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	stream, err := b.js.Stream(ctx, b.cfg.QuarantineStream)
-	if err != nil {
-		return true
-	}
 	if r.Repeatable {
-		stored, err := stream.GetMsg(ctx, sequence)
-		return err != nil || !readQuarantined(sequence, stored.Header, stored.Time).Received.Equal(r.Received)
+		var stored *jetstream.RawStreamMsg
+		stream, err := b.js.Stream(ctx, b.cfg.QuarantineStream)
+		if err == nil {
+			stored, err = stream.GetMsg(ctx, sequence)
+		}
+		return err != nil || !readQuarantined(sequence, stored.Header, stored.Time).Received.Equal(r.Received), nil
 	}
-	info, err := stream.Info(ctx, jetstream.WithDeletedDetails(true)) // the leader's, which a read of the message need not be
-	return err != nil || sequence < info.State.FirstSeq || slices.Contains(info.State.Deleted, sequence)
+	var info jetstream.StreamInfo // the leader's, which a read of the message need not be
+	if err := request(ctx, b.nc, "STREAM.INFO."+b.cfg.QuarantineStream, map[string]bool{"deleted_details": true}, &info); err != nil {
+		return false, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return sequence < info.State.FirstSeq || slices.Contains(info.State.Deleted, sequence), nil
 }
 
 // Quarantined is a body in the quarantine.

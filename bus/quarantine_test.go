@@ -88,6 +88,32 @@ func TestQuarantineStream(t *testing.T) {
 	}
 }
 
+// A copy is not stored because nobody says whether the first is there still.
+func TestQuarantineWithoutAnAnswer(t *testing.T) {
+	s := natstest.Server(t)
+	b := openReady(t, external(s))
+	r := bus.Rejected{Provider: "waldo", Reason: "body_not_json", Body: []byte("no"), Received: received}
+	if err := b.Quarantine(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.GlobalAccount().AddMapping("$JS.API.STREAM.INFO.WEBHOOKS_QUARANTINE", "nobody"); err != nil {
+		t.Fatal(err)
+	}
+	r.Received = received.Add(time.Second)
+	if err := b.Quarantine(t.Context(), r); !errors.Is(err, bus.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	if !s.GlobalAccount().RemoveMapping("$JS.API.STREAM.INFO.WEBHOOKS_QUARANTINE") {
+		t.Fatal("the mapping is still there")
+	}
+	if err := b.Quarantine(t.Context(), r); err != nil {
+		t.Error(err)
+	}
+	if n := streamInfo(t, b.JetStream(), "WEBHOOKS_QUARANTINE").State.Msgs; n != 1 {
+		t.Errorf("%d messages", n)
+	}
+}
+
 // What was removed, or has become an event, is not there any more: a body like it
 // is kept, though the stream still knows the id of the first.
 func TestQuarantineTakesWhatWasRemoved(t *testing.T) {
