@@ -101,24 +101,6 @@ func (s selected) each(c *cli, verb string, json bool, do func(context.Context, 
 	})
 }
 
-// openQuarantine connects as serve would and finds the quarantine.
-func (c *cli) openQuarantine(ctx context.Context, cfg *config) (_ *bus.QuarantineStream, nc *nats.Conn, err error) {
-	if nc, err = c.connect(cfg); err != nil {
-		return nil, nil, err
-	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		nc.Close()
-		return nil, nil, err
-	}
-	q, err := bus.OpenQuarantine(ctx, js, cfg.QuarantineStream, cfg.QuarantinePrefix)
-	if err != nil {
-		nc.Close()
-		return nil, nil, streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
-	}
-	return q, nc, nil
-}
-
 // streamError says why a stream cannot be read, and what to do about it.
 func streamError(stream, variable string, err error) error {
 	switch {
@@ -140,11 +122,19 @@ func quarantine(c *cli, do func(ctx context.Context, cfg *config, q *bus.Quarant
 	}
 	ctx, stop := signal.NotifyContext(c.ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	q, nc, err := c.openQuarantine(ctx, cfg)
+	nc, err := c.connect(cfg)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	q, err := bus.OpenQuarantine(ctx, js, cfg.QuarantineStream, cfg.QuarantinePrefix)
+	if err != nil {
+		return streamError(cfg.QuarantineStream, "QUARANTINE_STREAM", err)
+	}
 	return do(ctx, cfg, q)
 }
 

@@ -186,8 +186,7 @@ func (r *replayCmd) print(w io.Writer, result replay.Result) error {
 	case result.DryRun:
 		copied = "to copy"
 	case result.Complete && result.Name != "" && result.Scanned == 0:
-		fmt.Fprintf(&b, "Replay %s is complete: %s copies in %s\n", result.Name, count(result.Before), result.Stream)
-		_, err := io.WriteString(w, b.String())
+		_, err := fmt.Fprintf(w, "Replay %s is complete: %s copies in %s\n", result.Name, count(result.Before), result.Stream)
 		return err
 	}
 	if result.Copied+result.Before == 0 {

@@ -56,17 +56,14 @@ func (s *sendCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
+	prepare := provider.Fresh
+	if s.Repeat || s.File != "" {
+		prepare = provider.Stamp
+	}
 	refused := 0
 	for range s.Count {
 		now := time.Now()
-		next := body
-		switch {
-		case s.Repeat || s.File != "":
-			next = provider.Stamp(body, now)
-		default:
-			next = provider.Fresh(body, now)
-		}
-		r, err := deliver(c.ctx, address, provider, secret, next, now)
+		r, err := deliver(c.ctx, address, provider, secret, prepare(body, now), now)
 		if err != nil {
 			return err
 		}

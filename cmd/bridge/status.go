@@ -335,7 +335,7 @@ func (s *overview) print(out io.Writer) error {
 		fmt.Fprintf(w, "\nquarantine\tempty\n")
 	} else {
 		fmt.Fprintf(w, "\nQUARANTINE\tBODIES\n")
-		for _, what := range sortedKeys(s.Quarantine) {
+		for _, what := range slices.Sorted(maps.Keys(s.Quarantine)) {
 			fmt.Fprintf(w, "%s\t%d\n", what, s.Quarantine[what])
 		}
 	}
@@ -355,7 +355,7 @@ func (b bridgeStatus) summary() string {
 	if n := b.Ready.SpoolMessages; n != nil {
 		parts = append(parts, fmt.Sprintf("%d in the spool", *n))
 	}
-	for _, result := range sortedKeys(b.Webhooks) {
+	for _, result := range slices.Sorted(maps.Keys(b.Webhooks)) {
 		if n := b.Webhooks[result]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%s %d", result, n))
 		}
@@ -370,5 +370,3 @@ func ago(t time.Time) string {
 	}
 	return age(t) + " ago"
 }
-
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
