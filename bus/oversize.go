@@ -96,11 +96,7 @@ func (b *Bus) checkBodies(ctx context.Context, st *State, stream, quarantine *je
 // tooLarge reports whether a message was refused for its size: by the client,
 // which knows the server's limit, or by the stream.
 func tooLarge(err error) bool {
-	if err == nil {
-		return false
-	}
-	var api *jetstream.APIError
-	return errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == errMessageTooLarge
+	return errors.Is(err, nats.ErrMaxPayload) || hasCode(err, errMessageTooLarge)
 }
 
 // moveBody stores the body of a message as an object with the message's id as

@@ -31,6 +31,27 @@ const (
 	errTooManyRequests = 10167 // the stream's queue is full for the moment
 )
 
+// hasCode reports whether an error is an answer of the JetStream API with that code.
+func hasCode(err error, code jetstream.ErrorCode) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.ErrorCode == code
+}
+
+// final reports whether the server has refused a message for more than a moment.
+func final(err error) bool {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		return false
+	}
+	switch api.ErrorCode {
+	case errIDInProcess, errTooManyRequests:
+		return false
+	case errStoreFailed:
+		return true
+	}
+	return api.Code != 503
+}
+
 // noRoom reports whether a stream of a size is not made since the account, the server
 // or the limit of a stream has not so much.
 func noRoom(err *jetstream.APIError) bool {
@@ -99,11 +120,10 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (ack Ac
 		if err == nil {
 			return Ack{Sequence: ack.Sequence, Duplicate: ack.Duplicate}, nil
 		}
-		var api *jetstream.APIError
 		switch {
-		case tooLarge(err), errors.As(err, &api) && api.ErrorCode == errHeadersTooLarge:
+		case tooLarge(err), hasCode(err, errHeadersTooLarge):
 			return Ack{}, fmt.Errorf("%w: %w", ErrNotPublishable, err)
-		case errors.As(err, &api) && api.ErrorCode != errIDInProcess && api.ErrorCode != errTooManyRequests && (api.Code != 503 || api.ErrorCode == errStoreFailed):
+		case final(err):
 			b.Wake()
 			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		case !b.nc.IsConnected():
@@ -111,9 +131,7 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (ack Ac
 		case errors.Is(err, jetstream.ErrNoStreamResponse):
 			b.Wake()
 		}
-		if left := time.Until(end); left < wait {
-			wait = left
-		}
+		wait = min(wait, time.Until(end))
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):

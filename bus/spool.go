@@ -200,13 +200,12 @@ func (s *Spool) put(caller context.Context, item Spooled) error {
 	} else {
 		s.add(item, -1)
 	}
-	var api *jetstream.APIError
 	switch {
 	case errors.Is(err, ErrNotPublishable):
 		return err
-	case errors.Is(err, nats.ErrMaxPayload), errors.As(err, &api) && api.ErrorCode == errHeadersTooLarge:
+	case errors.Is(err, nats.ErrMaxPayload), hasCode(err, errHeadersTooLarge):
 		return fmt.Errorf("%w: %w", ErrNotPublishable, err)
-	case errors.As(err, &api) && api.ErrorCode == errStoreFailed:
+	case hasCode(err, errStoreFailed):
 		s.full.Store(true)
 		s.problem(fmt.Sprintf("full; BRIDGE_SPOOL_MAX_BYTES is %d", s.cfg.MaxBytes))
 	case caller.Err() == nil:
