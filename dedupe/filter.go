@@ -57,11 +57,11 @@ var (
 func (f *filter) lacks(name string) bool {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return f.asked() && !slices.ContainsFunc(f.generations, func(g generation) bool { return g.names.TestString(name) })
+	return f.usable() && !slices.ContainsFunc(f.generations, func(g generation) bool { return g.names.TestString(name) })
 }
 
-// asked reports whether the filter may be asked. The lock is held.
-func (f *filter) asked() bool {
+// usable reports whether lacks may answer. The lock is held.
+func (f *filter) usable() bool {
 	if f.duplicates < leastWindow {
 		return false
 	}
@@ -103,12 +103,12 @@ func (f *filter) empty() {
 }
 
 // covered says that the names of all that was stored before a time are in the
-// filter, and returns whether it may be asked.
+// filter, and returns whether it is usable now.
 func (f *filter) covered(before time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.covers = before
-	return f.asked()
+	return f.usable()
 }
 
 // window says what the stream's duplicate window is.

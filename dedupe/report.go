@@ -178,15 +178,16 @@ func (r *reporting) mark(ctx context.Context) (under mark, known *storedEvent, e
 			doubt = true
 			return false
 		}
-		if i := slices.IndexFunc(last.reports(), func(s storedEvent) bool { return s.ID == r.ownID }); i >= 0 {
-			known = &last.reports()[i] // it was stored before a crash
+		all := last.reports()
+		if i := slices.IndexFunc(all, func(s storedEvent) bool { return s.ID == r.ownID }); i >= 0 {
+			known = &all[i] // it was stored before a crash
 			return true
 		}
 		// What was received later says nothing about it, unless a clock is wrong.
-		reports := slices.DeleteFunc(last.reports(), func(s storedEvent) bool {
+		reports := slices.DeleteFunc(slices.Clone(all), func(s storedEvent) bool {
 			return s.Received > now && (r.waited || s.State != e.Identity.State && s.Sequence != last.Sequence)
 		})
-		overtaken := r.waited && len(reports) < len(last.reports())
+		overtaken := r.waited && len(reports) < len(all)
 		copyOf := func(state string, received int64) bool {
 			return state == e.Identity.State && time.Duration(now-received).Abs() < window
 		}
