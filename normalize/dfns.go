@@ -74,18 +74,19 @@ func mapDfns(_ []byte, o rawjson.Object) (mapping, error) {
 	if n, err := strconv.ParseInt(o.Text("deliveryAttempt"), 10, 32); err == nil {
 		m.attempt = int32(n)
 	}
-	// Every attempt has a new id, and during a secret's rotation two webhooks
-	// deliver the event under two more: what happened, and when, is its name.
+	// Every attempt has a new id, and during the rotation of a secret two webhooks
+	// deliver the event, each under ids of its own. So what happened, and when, is
+	// the event's name.
 	if date == "" {
 		m.basis, m.identity = "state", stateOf("dfns", reported, kind, entity)
 		return m, nil
 	}
 	what := exactly(o.Get("kind"), kind)
 	m.basis, m.identity = "content", named("dfns", what, exactly(o.Get("date"), date), reported)
-	// The attempts' ids serve where the date changes between attempts. All of
-	// them carry the same data, which is part of the alias: an id that is a
-	// placeholder, or a webhook's as in the guide's sample, must not make two
-	// events with other data one.
+	// The ids of the attempts are aliases, for where the date changes between
+	// attempts. All attempts carry the same data, which is part of the alias: events
+	// with different data must not become one because their id is a placeholder, or
+	// the webhook's as in the guide's sample.
 	for _, attempt := range []string{exactly(o.Get("id"), id), exactly(o.Get("retryOf"), o.Text("retryOf"))} {
 		alias := Digest("alias", "dfns", what, attempt, reported)
 		if attempt != "" && !slices.Contains(m.identity.Aliases, alias) {

@@ -27,9 +27,9 @@ type Identity struct {
 	// StateKey names the thing whose state is reported; State is the state. A
 	// named event that has them too records its state, but is not judged by it.
 	StateKey, State string
-	// Transition says that the state is a step of a session with a name, which
-	// is not made again for real within minutes: the window in which an equal
-	// report is a duplicate is the dedupe window instead of the short one.
+	// Transition says that the state is a step of a named session. The same step
+	// does not really happen twice within minutes, so that an equal report is a
+	// duplicate within the dedupe window instead of the short one.
 	Transition bool
 }
 
@@ -68,8 +68,8 @@ func named(provider string, parts ...string) Identity {
 }
 
 // content returns what a body reports, without white space: the value under name or,
-// where the body has none or null, all of it but its envelope, so that two bodies of
-// a shape that is not known are not taken for one.
+// if that is absent or null, all members but those of the envelope, so that two bodies
+// of an unknown shape are not taken for one.
 func content(o rawjson.Object, name string, envelope ...string) string {
 	if value := o.Get(name); value != nil && string(value) != "null" {
 		return rawjson.Compact(value)
@@ -83,9 +83,9 @@ func content(o rawjson.Object, name string, envelope ...string) string {
 	return b.String()
 }
 
-// exactly returns the text of a value or, where that does not tell it from all
-// others, its literal: bytes and surrogates that are no text are decoded alike.
-// Absent, null and the empty string are "".
+// exactly returns the text of a value or, where another value may have the same text,
+// its literal: all invalid bytes and surrogates are decoded to one character. Absent,
+// null and the empty string are "".
 func exactly(value []byte, text string) string {
 	if text != "" && !strings.ContainsRune(text, utf8.RuneError) {
 		return text

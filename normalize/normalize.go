@@ -17,8 +17,8 @@ import (
 	"github.com/cloudevents/sdk-go/v2/event"
 )
 
-// Reasons why a verified body has no event. The body is then for the
-// quarantine, never for the bin.
+// Reasons why a verified body is not an event. Such a body goes to the
+// quarantine; it is never thrown away.
 var (
 	// ErrNotJSON: the body is not one JSON object.
 	ErrNotJSON = errors.New("normalize: body is not a JSON object")
@@ -45,8 +45,8 @@ type Event struct {
 	// the rest of the NATS subject.
 	Kind     string
 	Identity Identity
-	// Token tells one publication of a state report from another of the same
-	// state; an event that is named has none.
+	// Token tells two state reports of the same state apart; a named event has
+	// none.
 	Token    string
 	Received time.Time
 }

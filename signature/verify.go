@@ -19,11 +19,11 @@ import (
 // Verifier verifies the requests of one provider. It is safe for concurrent use.
 type Verifier struct {
 	scheme    Scheme
-	macs      []*sync.Pool // of hash.Hash, by slot: to begin anew costs less than to make one
+	macs      []*sync.Pool // of hash.Hash, by slot: resetting one costs less than making one
 	tolerance time.Duration
 }
 
-// Slots returns how many secrets there are, of which each is a slot, counted from 0.
+// Slots returns the number of secrets. Each of them is a slot, counted from 0.
 func (v *Verifier) Slots() int { return len(v.macs) }
 
 // NewVerifier returns a Verifier that accepts any of the secrets, as a rotation needs. White space
@@ -106,7 +106,7 @@ func (v *Verifier) match(stamp string, body, digest []byte) int {
 }
 
 func (v *Verifier) fresh(signed, now time.Time) bool {
-	away := now.Sub(signed).Abs() // both saturate
+	away := now.Sub(signed).Abs() // neither overflows: both saturate
 	if v.scheme.StrictWindow {
 		return away < v.tolerance
 	}
@@ -152,8 +152,8 @@ func (s Scheme) value(h http.Header) (value string, err error) {
 	return value, nil
 }
 
-// splitItems returns the items t and v1 of "t=1720018333,v1=a3f4...". Others are for a later version
-// of the scheme to add. A missing v1 is an empty digest, which decode refuses.
+// splitItems returns the items t and v1 of "t=1720018333,v1=a3f4...". It passes over others, which a
+// later version of the scheme may add. A missing v1 is an empty digest, which decode refuses.
 func splitItems(value string) (t, v1 string, err error) {
 	var seenT, seenV1 bool
 	for item := range strings.SplitSeq(value, ",") {
@@ -179,8 +179,8 @@ func parseUnix(text string) (time.Time, error) {
 	return time.Unix(int64(sec), 0), nil
 }
 
-// topLevel returns the literal of a field of a JSON object, or "". A struct would take the field's
-// name in any case.
+// topLevel returns the literal of a field of a JSON object, or "". Decoding into a struct would match
+// the field's name in upper and lower case alike.
 func topLevel(body []byte, field string) string {
 	if !json.Valid(body) {
 		return ""
