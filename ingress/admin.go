@@ -32,11 +32,11 @@ type Admin struct {
 // NewAdmin returns the admin handler: /livez says that the process runs,
 // /readyz whether events can be stored and what a 200 is worth, /metrics is
 // Prometheus's, /schemas/ the JSON Schemas of the events, /asyncapi.json the
-// AsyncAPI document, /loglevel the level of the log, which a PUT changes until the process
-// ends. An index further behind than the stream's duplicate window is
-// reported, since redeliveries may then be stored again. The spool may be nil;
-// with one that works, an outage of NATS is a warning only. What /readyz says is
-// counted among the metrics.
+// AsyncAPI document, /loglevel the level of the log, which a PUT changes until
+// the process ends. An index further behind than the stream's duplicate window is
+// reported, since redeliveries may then be stored again. The spool may be nil; with
+// a spool that works, an outage of NATS is only a warning. What /readyz says is also
+// in two metrics.
 func NewAdmin(state func() *bus.State, lag func() dedupe.Lag, spool Spool, asyncapi []byte, reg *prometheus.Registry, level *slog.LevelVar, log *slog.Logger) *Admin {
 	a := &Admin{mux: http.NewServeMux(), state: state, lag: lag, spool: spool, level: level, log: log}
 	a.mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -146,7 +146,7 @@ func (a *Admin) setLevel(w http.ResponseWriter, r *http.Request) {
 	if _, more := d.Token(); err != nil || !known || more != io.EOF {
 		w.Header().Set("Content-Type", "application/problem+json")
 		w.WriteHeader(http.StatusBadRequest)
-		json.NewEncoder(w).Encode(map[string]any{"status": http.StatusBadRequest, "title": `The body is no {"level":"debug"}, with debug, info, warn or error.`})
+		json.NewEncoder(w).Encode(map[string]any{"status": http.StatusBadRequest, "title": `The body must be {"level":"debug"}, with debug, info, warn or error.`})
 		return
 	}
 	from := a.level.Level()

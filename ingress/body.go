@@ -36,17 +36,17 @@ func (b *budget) give(n int64) { b.used.Add(-n) }
 // taken as bytes arrive, not as a Content-Length promises.
 const firstRead = 4 << 10
 
-// readBody reads the whole body, which must end before the deadline, and one
-// byte more than the limit to tell a body that is too large. It returns how
-// much of the budget the body holds, also with an error. The errors are
-// errTooLarge and errOverloaded; the latter also for a body that breaks off or
-// is too slow, since all the sender can do is to send it again.
+// readBody reads the whole body, which must end before the deadline. It reads up to
+// one byte more than the limit, to notice a body that is too large. It returns how
+// much of the budget the body holds, with an error too. The errors are errTooLarge
+// and errOverloaded; the latter also for a body that breaks off or is too slow, since
+// all that the sender can do is to send it again.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64, deadline time.Time, bytes *budget) (body []byte, held int64, err error) {
 	if r.ContentLength > limit {
 		return nil, 0, errTooLarge
 	}
-	// A writer that has no deadlines, as in tests, reads without one. After a
-	// body that did not come, the deadline stays: the server waits for the rest.
+	// With a writer that knows no deadlines, as in tests, there is none. After an
+	// error the deadline stays, since the server still waits for the rest of the body.
 	control := http.NewResponseController(w)
 	if control.SetReadDeadline(deadline) == nil {
 		defer func() {
@@ -56,7 +56,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, deadline time
 		}()
 	}
 	grow := func(to int64) bool {
-		if !bytes.take(to) { // both are there while one is copied into the other
+		if !bytes.take(to) { // the old and the new buffer exist while one is copied into the other
 			return false
 		}
 		body = append(make([]byte, 0, to), body...)

@@ -29,8 +29,8 @@ type Limits struct {
 	MaxBody          int64
 	MaxInFlight      int64 // requests
 	MaxInFlightBytes int64
-	// PublishTimeout is what a publish may take; the body has to arrive so
-	// early that this much is left.
+	// PublishTimeout is how long a publish may take; the body has to arrive early
+	// enough to leave that much time.
 	PublishTimeout time.Duration
 }
 
@@ -143,8 +143,8 @@ var errPanic = errors.New("ingress: a stage panicked")
 type answer struct {
 	result string
 	id     string // of what is stored
-	typ    string // of the event that is
-	reason Reason // of what was not accepted
+	typ    string // CloudEvents type of the stored event
+	reason Reason // why it was not accepted
 	err    error  // for the log; never for the client
 }
 
@@ -222,7 +222,7 @@ func encoded(h http.Header) bool {
 func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, start time.Time) (a answer) {
 	defer func() {
 		if p := recover(); p != nil {
-			// What was thrown may hold what a body holds; where it was does not.
+			// The value of the panic may hold parts of a body; the stack does not.
 			h.log.ErrorContext(r.Context(), "panic", "provider", e.Provider.Name, "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
 			a = refuse(BusUnavailable, errPanic)
 		}
@@ -233,12 +233,12 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	if err != nil {
 		return refuse(reasonFor(err), err)
 	}
-	// Only now: whoever sends slowly holds no place.
+	// Only now, so that a slow sender holds no place.
 	if !h.requests.take(1) {
 		return refuse(Overloaded, nil)
 	}
 	defer h.requests.give(1)
-	if e.Provider.Scheme.Compact { // which may take a second body's room
+	if e.Provider.Scheme.Compact { // verifying may take the room of a second body
 		if !h.bytes.take(int64(len(body))) {
 			return refuse(Overloaded, nil)
 		}

@@ -32,7 +32,7 @@ type Spool interface {
 var _ Spool = (*bus.Spool)(nil)
 
 const (
-	// spoolReserve is left for the spool of a request's time.
+	// spoolReserve is the part of a request's time that is left for the spool.
 	spoolReserve = time.Second
 	// patience is how long the spool waits for the index to be complete before
 	// a state report is stored in doubt.
@@ -51,8 +51,9 @@ func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time
 			if a, err := h.put(ctx, &item); err == nil {
 				return a
 			}
-			// Full or broken: out of order is better than not at all. But what
-			// a report repeats may be in there, and so it is stored unjudged.
+			// The spool is full or broken: out of order is better than not at
+			// all. But the report by which a state report is judged may be in the
+			// spool, so that it is stored unjudged.
 			if e := item.Event; e != nil && e.Identity.Judged() {
 				once = unjudged
 			}
@@ -65,8 +66,8 @@ func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time
 		if item.Event != nil && errors.Is(err, bus.ErrUnavailable) {
 			h.spool.Stalled()
 		}
-		// What came while this was under way came before it: a copy among that
-		// may be stored.
+		// It counts as received now, after all that came while it was under way:
+		// its copy may be among that, and may be stored.
 		if e := item.Event; e != nil && e.Identity.Judged() {
 			e.Received = h.now()
 		}
@@ -82,7 +83,7 @@ func (h *Handler) keep(ctx context.Context, item bus.Spooled, deadline time.Time
 	return a
 }
 
-// reserve is what of a request's time is the spool's.
+// reserve is how much of a request's time is left for the spool.
 func (h *Handler) reserve() time.Duration {
 	if h.spool == nil {
 		return 0
@@ -119,8 +120,8 @@ func reject(item bus.Spooled, reason Reason) bus.Spooled {
 	}}
 }
 
-// deliver stores an event once, or puts into the quarantine what is none or
-// will never be published.
+// deliver stores an event once. A body that is no event, and an event that can never
+// be published, go to the quarantine.
 func (h *Handler) deliver(ctx context.Context, item *bus.Spooled, once once) (answer, error) {
 	if item.Event != nil {
 		result, err := once(ctx, item.Event, h.bus.Publish)
@@ -152,9 +153,9 @@ func unjudged(ctx context.Context, e *normalize.Event, publish dedupe.Publish) (
 
 type once = func(context.Context, *normalize.Event, dedupe.Publish) (dedupe.Result, error)
 
-// HandOver stores what the spool held, for [bus.Spool.Run]. A state report of
-// which it cannot be told whether it is stored waits until it can be told, for
-// a minute of doubts at most.
+// HandOver stores what the spool held, for [bus.Spool.Run]. A state report in doubt,
+// of which it cannot be told now whether it is stored, waits until the doubt is over,
+// for a minute of doubts at most.
 func (h *Handler) HandOver(ctx context.Context, item bus.Spooled) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

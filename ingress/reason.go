@@ -56,7 +56,7 @@ var refusals = map[Reason]struct {
 	BusUnavailable:            {http.StatusServiceUnavailable, "The event could not be stored. Try again."},
 }
 
-// reasons maps the errors of the stages, which the first that fits decides.
+// reasons maps the errors of the stages to reasons. The first that matches counts.
 var reasons = []struct {
 	err    error
 	reason Reason
@@ -75,7 +75,7 @@ var reasons = []struct {
 	{bus.ErrNotPublishable, NotPublishable},
 }
 
-// reasonFor returns the reason of an error; what no stage names is the bus's.
+// reasonFor returns the reason of an error. One that is not listed is the bus's.
 func reasonFor(err error) Reason {
 	for _, r := range reasons {
 		if errors.Is(err, r.err) {

@@ -30,8 +30,8 @@ type Schemas struct {
 	violations *prometheus.CounterVec
 }
 
-// NewSchemas compiles the schemas. At baseURL, which may be empty, /schemas is
-// served.
+// NewSchemas compiles the schemas. baseURL is where consumers find /schemas; without
+// one, events do not name their schema.
 func NewSchemas(mode SchemaMode, baseURL string, reg prometheus.Registerer) (*Schemas, error) {
 	s := &Schemas{mode: mode, base: baseURL, violations: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "bridge_schema_violations_total",

@@ -17,7 +17,7 @@ import (
 	"github.com/hookbus/bridge/normalize"
 )
 
-// What a span of ours says beside the attributes that OpenTelemetry names. The
+// Attributes of the bridge's spans beside those that OpenTelemetry names. Their
 // values are those of the metrics' labels.
 const (
 	providerKey = attribute.Key("bridge.provider")
@@ -84,7 +84,7 @@ func finish(span trace.Span, a answer, status int) {
 	span.End()
 }
 
-// traced is the stages that wait for others, with a span for what they do.
+// traced adds spans to the stages that wait for NATS or the disk.
 type traced struct {
 	Deduper
 	Bus
@@ -127,9 +127,9 @@ func (t traced) Quarantine(ctx context.Context, r bus.Rejected) error {
 	return t.publish(ctx, func(ctx context.Context) error { return t.Bus.Quarantine(ctx, r) })
 }
 
-// publish has the producer's span, which the message takes along. For what
-// comes out of the spool only the attempt that succeeds is told, since an
-// outage has many: a span that does not end is not exported.
+// publish runs in the producer's span, whose context the message carries. For what
+// comes out of the spool only the attempt that succeeds is exported, since an outage
+// has many: the span of a failed attempt is not ended, and so not exported.
 func (t traced) publish(ctx context.Context, publish func(context.Context) error) error {
 	late := late(ctx)
 	ctx, span := t.tracer.Start(ctx, "publish", trace.WithSpanKind(trace.SpanKindProducer))
@@ -149,8 +149,8 @@ func (t traced) Put(ctx context.Context, item bus.Spooled) (err error) {
 	return t.Spool.Put(ctx, item)
 }
 
-// late reports whether the request of what is at hand has its answer: it comes
-// out of the spool.
+// late reports whether the request has been answered already: then what is published
+// comes out of the spool.
 func late(ctx context.Context) bool {
 	at := trace.SpanContextFromContext(ctx)
 	return at.IsRemote() || !at.IsValid()
