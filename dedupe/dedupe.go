@@ -45,16 +45,16 @@ type Deduper struct {
 	index index
 	// incarnation may be a second old; newIncarnation is not.
 	incarnation, newIncarnation func(context.Context) (time.Time, error)
-	// complete waits a moment until all that the stream held at the call after
-	// a sequence is indexed, and reports whether it is.
+	// complete waits a moment for all that the stream holds, at the call, after a
+	// sequence to be indexed, and reports whether it is.
 	complete func(ctx context.Context, after uint64) bool
-	hurry    chan struct{} // what the indexer would let gather is waited for
+	hurry    chan struct{} // tells the indexer not to gather more: somebody waits
 	// holds reports whether the stream has, or has had, the message of that id at
 	// that sequence.
 	holds   func(ctx context.Context, sequence uint64, id string) (bool, error)
-	looks   chan struct{} // places for that
+	looks   chan struct{} // one element for each call of holds under way
 	windows Windows
-	latest  atomic.Pointer[entry] // stored by this process
+	latest  atomic.Pointer[entry] // the latest message that this process knows to be stored
 	reports keyedLock
 	filter  filter
 	errors  prometheus.Counter
@@ -152,7 +152,7 @@ func (d *Deduper) saw(stored entry) {
 }
 
 // lookup returns the entry by which one of the names is known, and writes it
-// under the others. Nil: not known, or not to be found out.
+// under the others. Nil: none is known, or that cannot be found out.
 func (d *Deduper) lookup(ctx context.Context, names []string) *entry {
 	entries := make([]*entry, len(names))
 	var wg sync.WaitGroup
@@ -189,16 +189,16 @@ func (d *Deduper) stored(ctx context.Context, name string) *entry {
 }
 
 // there reports whether the message that an entry names is in the stream, or was
-// until somebody deleted it. It is not where the stream was set back and the
-// bucket was not: by a backup, or by a server that lost what it had not synced.
-// Without an answer the index is believed.
+// until somebody deleted it. It never was if the stream was set back and the bucket
+// was not: by a backup, or by a server that lost what it had not synced. Without an
+// answer the index is believed.
 func (d *Deduper) there(ctx context.Context, s storedEvent) bool {
 	if failpoint.ClaimFirst {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
-	select { // whole messages come, which may be large
+	select { // the answer is the whole message, which may be large
 	case d.looks <- struct{}{}:
 		defer func() { <-d.looks }()
 	case <-ctx.Done():

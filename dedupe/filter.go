@@ -14,11 +14,11 @@ import (
 	"github.com/hookbus/bridge/bus"
 )
 
-// filter holds the names in the bucket, behind it by a part of the duplicate
-// window, in about 2.5 MiB for each million of them. A name that it lacks is new,
-// or was stored so recently that the stream, asked to store it again, says so
-// itself: the bucket need not be read. Of the names that it has, one in some
-// thousand is new all the same.
+// filter holds the names in the bucket, in about 2.5 MiB for each million of them. It
+// is behind the bucket by a part of the duplicate window. A name that it lacks is new,
+// or was stored so recently that the stream, asked to store it again, says so itself:
+// the bucket need not be read. Being a Bloom filter, it also seems to have one in some
+// thousand of the new names.
 type filter struct {
 	mu          sync.RWMutex
 	generations []generation
@@ -46,8 +46,8 @@ const (
 
 var (
 	filterRetry = time.Minute
-	// leastWindow is the duplicate window below which the filter, which takes some
-	// seconds to be told, is not asked.
+	// leastWindow is the duplicate window below which the filter is not used, since it
+	// learns of a name only after some seconds.
 	leastWindow = time.Minute
 )
 
@@ -95,7 +95,7 @@ func (f *filter) add(n named, window time.Duration) bool {
 	return true
 }
 
-// empty has the filter forget all and not be asked.
+// empty forgets all names. The filter is not usable then.
 func (f *filter) empty() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -140,9 +140,9 @@ func (x *Indexer) follow(ctx context.Context) {
 	}
 }
 
-// watch follows the bucket, from its begin, until ctx ends, the state changes or
-// following fails. When it has caught up for the first time, it keeps names back
-// for a quarter of the duplicate window: until then their copies are the stream's.
+// watch follows the bucket, from its beginning, until ctx ends, the state changes or
+// following fails. Once it has caught up, it keeps new names back for a quarter of the
+// duplicate window: that long the stream itself recognises their copies.
 func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 	f := &x.dedupe.filter
 	f.empty()
@@ -265,8 +265,8 @@ var (
 	errFull    = errors.New("dedupe: the bucket has more names than the filter takes")
 )
 
-// lastInBucket returns the sequence of the bucket's last message. That of an empty
-// one is nowhere behind the position.
+// lastInBucket returns the sequence of the bucket's last message; for an empty bucket,
+// in which nothing is left to come, at most the position.
 func (x *Indexer) lastInBucket(ctx context.Context, st *bus.State, position uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()

@@ -31,7 +31,7 @@ type entry struct {
 type storedEvent struct {
 	Sequence uint64 `json:"seq,omitempty"` // 0: nothing stored
 	ID       string `json:"id,omitempty"`  // CloudEvents id
-	// Of a report of a state:
+	// For a state report:
 	State    string `json:"state,omitempty"`
 	Received int64  `json:"received,omitempty"` // Unix nanoseconds
 }
@@ -99,7 +99,7 @@ func (e entry) encode() []byte {
 	return value
 }
 
-// decodeEntry reads a value; one that is none of ours says nothing.
+// decodeEntry reads a value; one that is not ours counts as an empty entry.
 func decodeEntry(value []byte) entry {
 	var e entry
 	if json.Unmarshal(value, &e) != nil {
@@ -122,7 +122,7 @@ type index interface {
 	swap(ctx context.Context, name string, value []byte, revision uint64) error
 }
 
-// bucket is the index in NATS. Whatever fails has the bucket looked after.
+// bucket is the index in NATS. After a failure it has the bus look at the bucket.
 type bucket struct{ bus *bus.Bus }
 
 var _ index = bucket{}

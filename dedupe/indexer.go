@@ -35,9 +35,9 @@ type Indexer struct {
 	lag      atomic.Pointer[measured]
 	unnamed  prometheus.Counter
 	pause    time.Duration // between small batches
-	patience atomic.Int64  // with one write, a duration
-	most     atomic.Int64  // entries of a write; below indexMost there is one at a time
-	slowly   sync.Mutex    // held by who writes then
+	patience atomic.Int64  // how long one write may take, a time.Duration
+	most     atomic.Int64  // entries in one write; below indexMost there is one write at a time
+	slowly   sync.Mutex    // held by that one write
 	stale    time.Time     // since when the consumer is of another bucket or stream; zero: it is not
 	edited   chan struct{} // says that the consumer has to be looked at again
 	looked   time.Time     // when a consumer of another bucket's name was seen last
@@ -88,7 +88,7 @@ func another(metadata map[string]string, st *bus.State) string {
 }
 
 // unfit says why a consumer with these settings, which somebody has edited, does not
-// hand over all events until they are indexed; nothing, if it does.
+// deliver every event until it is indexed; nothing, if it does.
 func unfit(c jetstream.ConsumerConfig) string {
 	switch {
 	case c.FilterSubject != "" || len(c.FilterSubjects) > 0:
@@ -121,18 +121,18 @@ const (
 	errPendingLimit = 10121 // the server, the account or the stream allows fewer messages not acknowledged
 )
 
-// takeOverAfter is how long nobody has to have read from the consumer of another
-// bucket's name: who reads is, between two requests, not seen to for a moment.
+// takeOverAfter is how long a consumer that fills a bucket of another name must have
+// had no reader before it is replaced: between two requests a reader is not seen.
 var takeOverAfter = 15 * time.Second
 
 // errStale: streams or bucket have changed since the bus looked at them.
 var errStale = errors.New("dedupe: stream or bucket has changed")
 
 // Run indexes until ctx ends; messages begun are finished, those fetched are
-// given back. It makes the consumer where it is missing, and makes it anew, to
-// start one dedupe window ago, where the bucket is another than the consumer
-// has filled, or somebody has edited it so that not all is indexed. Of two bridges
-// with buckets of different names the first has it.
+// given back. It makes the consumer if it is missing. It makes it anew, to start
+// one dedupe window ago, if it has filled another bucket than this, or if somebody
+// has edited it so that not all is indexed. Of two bridges with buckets of different
+// names the first keeps it.
 func (x *Indexer) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -307,7 +307,7 @@ func (x *Indexer) consumer(ctx context.Context, st *bus.State) (jetstream.Consum
 }
 
 // again says why a consumer has to be made anew; nothing, if it is the one that
-// fills the bucket of this state. An error says why that is not to be told yet.
+// fills the bucket of this state. An error says why that cannot be told yet.
 func (x *Indexer) again(c *jetstream.ConsumerInfo, st *bus.State) (reason string, err error) {
 	metadata := c.Config.Metadata
 	if other := another(metadata, st); other != "" {
@@ -332,8 +332,8 @@ func (x *Indexer) again(c *jetstream.ConsumerInfo, st *bus.State) (reason string
 	return "the bucket or the stream is new", nil
 }
 
-// abandoned reports whether nobody has read from a consumer since some time, all of
-// which it was looked at.
+// abandoned reports whether nobody has read from a consumer for takeOverAfter, all of
+// which it was looked at from time to time.
 func (x *Indexer) abandoned(c *jetstream.ConsumerInfo) bool {
 	now := time.Now()
 	if c.NumWaiting > 0 || now.Sub(x.looked) > takeOverAfter/2 {

@@ -20,13 +20,13 @@ const (
 	indexBatch    = 64                    // messages that a worker takes at once
 	indexEnough   = 16                    // do not wait for more
 	indexPause    = 50 * time.Millisecond // between small batches
-	indexPatience = 2 * time.Second       // with a write, at most; a report waits longer for the index
+	indexPatience = 2 * time.Second       // the longest that a write may take; a report waits longer for the index
 	indexFew      = 4                     // entries, which any disk stores in that time
 	indexMost     = 256                   // entries: no limit
 )
 
-// gather makes batches of messages. Where few come, they wait for each other for a
-// moment instead of waking all concerned one by one: the stream knows them meanwhile.
+// gather makes batches of messages. If few come, they wait for each other for a moment
+// instead of being written one by one: the stream itself knows their copies meanwhile.
 func (x *Indexer) gather(work <-chan jetstream.Msg, batches chan<- []jetstream.Msg, enough int) {
 	last := time.Time{}
 	for msg := range work {
@@ -60,9 +60,9 @@ func (x *Indexer) gather(work <-chan jetstream.Msg, batches chan<- []jetstream.M
 	}
 }
 
-// taken is the messages that wait for being indexed or are, which as a rule takes
-// milliseconds. Where it takes longer, they are not to come again meanwhile: they
-// would be written again behind what is being written.
+// taken holds the messages that wait to be indexed or are being indexed, which as a
+// rule takes milliseconds. If it takes longer, they must not be redelivered meanwhile:
+// they would be written once more, behind what is being written.
 type taken struct {
 	mu    sync.Mutex
 	since map[jetstream.Msg]time.Time
@@ -80,7 +80,7 @@ func (t *taken) remove(msg jetstream.Msg) {
 	delete(t.since, msg)
 }
 
-// keep tells the server of them until the end.
+// keep tells the server that they are being worked on, until the end.
 func (t *taken) keep(end <-chan struct{}) {
 	const every = indexAckWait / 4
 	tick := time.NewTicker(every)
@@ -101,9 +101,9 @@ func (t *taken) keep(end <-chan struct{}) {
 	}
 }
 
-// put writes entries. A server that syncs each acknowledges none of those that came
-// together before it has stored all: after a write that was not acknowledged in time
-// there is one at a time, of few entries, and more of them while that goes fast.
+// put writes entries. A server that syncs each of them acknowledges none of those that
+// came together before it has stored all. So after a write that was not acknowledged in
+// time there is one write at a time, of few entries, and of more as long as that is fast.
 func (x *Indexer) put(ctx context.Context, entries []bus.Entry) error {
 	if x.most.Load() >= indexMost {
 		return x.write(ctx, entries)
@@ -169,8 +169,8 @@ func (x *Indexer) handle(ctx context.Context, msgs []jetstream.Msg, st *bus.Stat
 				return
 			}
 			failpoint.Hit("index-ack")
-			// An acknowledgement that cannot be sent would be waited for; after that
-			// wait the message comes again anyway.
+			// Until it comes, the server holds the message back; after indexAckWait it
+			// delivers it again anyway.
 			for msg.Ack() != nil && time.Since(begun) < indexAckWait {
 				wait(context.Background(), nil, 20*time.Millisecond)
 			}

@@ -25,8 +25,8 @@ type measured struct {
 	failing  time.Time         // since when there is a connection and no answer; zero: there was one
 }
 
-// lagUnknown is how long there is no answer until what was stored meanwhile counts as
-// not indexed.
+// lagUnknown is how long there has to be no answer before what was stored meanwhile
+// counts as not indexed.
 const lagUnknown = 3 * measureLagEvery
 
 // Lag returns how far the index was behind a few seconds ago. While that cannot be
@@ -40,8 +40,8 @@ func (x *Indexer) Lag() Lag {
 	return lag
 }
 
-// indexed returns a time before which all that the stream holds was stored that was
-// indexed when the lag was measured; zero if that was not of this bucket.
+// indexed returns a time such that all that was stored before it was indexed when the
+// lag was measured; zero if that was the lag of another bucket.
 func (x *Indexer) indexed(st *bus.State) time.Time {
 	lag := x.lag.Load()
 	if !fills(lag.consumer, st) {
@@ -50,7 +50,7 @@ func (x *Indexer) indexed(st *bus.State) time.Time {
 	return lag.at.Add(-lag.Oldest)
 }
 
-// unanswered is what is known when there was no answer to a question asked then.
+// unanswered returns what is known after a question asked at that time got no answer.
 func (m measured) unanswered(asked time.Time, connected bool) measured {
 	if !connected { // nothing is stored either
 		m.failing = time.Time{}
@@ -115,15 +115,15 @@ func (x *Indexer) measure(ctx context.Context) (m measured, err error) {
 // held is what the bucket held when it was looked at.
 type held struct {
 	bucket, consumer time.Time // when they were made
-	last             uint64    // sequence of its last message
-	stored           time.Time // and when that was
-	doubted          bool      // it seemed to hold less then
+	last             uint64    // sequence of the bucket's last message
+	stored           time.Time // and when that was stored
+	doubted          bool      // it has seemed to hold less since
 }
 
-// compare has the index built again where the bucket has lost its end, as on a server
-// that had not synced it before a crash, and the consumer has not lost what it had
-// acknowledged: these names would never come again. Of several bridges one does it.
-// From when it seems so, or is not to be told, nothing is known to be indexed.
+// compare has the index built again if the bucket has lost its end, as on a server that
+// had not synced it before a crash, and the consumer still counts those messages as
+// acknowledged: their names would never come again. Of several bridges one does it. As
+// soon as it seems so, or cannot be told, nothing counts as indexed.
 func (x *Indexer) compare(ctx context.Context, had held, m *measured) held {
 	st := x.bus.State()
 	if st.Bucket() == nil || m.made.IsZero() {
@@ -142,8 +142,8 @@ func (x *Indexer) compare(ctx context.Context, had held, m *measured) held {
 	if !now.bucket.Equal(had.bucket) || !now.consumer.Equal(had.consumer) {
 		return now
 	}
-	if now.last >= had.last { // or has grown again since
-		msg, err := s.GetMsg(ctx, had.last) // there is none when its name was written once more
+	if now.last >= had.last { // not lost, or lost and grown again
+		msg, err := s.GetMsg(ctx, had.last) // there is none if its name was written once more
 		if err != nil || !msg.Time.After(had.stored) {
 			return now
 		}
@@ -165,11 +165,10 @@ func (x *Indexer) compare(ctx context.Context, had held, m *measured) held {
 // acknowledgement was lost comes again within it.
 const completeTimeout = indexAckWait + 500*time.Millisecond
 
-// complete waits until all that the stream holds now after a sequence is
-// indexed. A question that gets no answer, as when the connection is lost, is
-// asked again; an answer that does not know of the latest message stored by this
-// process comes from a server that is behind. This process's indexer is told to
-// hurry.
+// complete waits until all that the stream holds now after a sequence is indexed, and
+// reports whether it is. A question that gets no answer, as when the connection is lost,
+// is asked again. An answer that lacks the latest message known to this process comes
+// from a server that is behind. This process's indexer is told to hurry.
 func complete(ctx context.Context, b *bus.Bus, after uint64, latest *entry, hurry chan<- struct{}) bool {
 	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
 	defer cancel()
@@ -220,8 +219,8 @@ func lastSequence(ctx context.Context, b *bus.Bus, latest *entry) (uint64, error
 }
 
 // indexedTo reports whether a sequence and all before it are indexed. It goes by
-// what is acknowledged: of what is pending, a leader that has just been elected
-// may not know yet.
+// what is acknowledged: a leader that has just been elected may not know yet what is
+// pending.
 func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, indexTimeout)
 	defer cancel()
@@ -233,8 +232,8 @@ func indexedTo(ctx context.Context, b *bus.Bus, last uint64) (bool, error) {
 }
 
 // consumerOf describes the consumer that fills the bridge's bucket. The error is
-// [jetstream.ErrConsumerNotFound], too, if the one there fills another, and errUnfit,
-// which is one of those, if it leaves events out.
+// [jetstream.ErrConsumerNotFound] also if the consumer that is there fills another
+// bucket; if it leaves events out, it is errUnfit, which wraps that.
 func consumerOf(ctx context.Context, b *bus.Bus) (*jetstream.ConsumerInfo, error) {
 	c, err := b.JetStream().Consumer(ctx, b.Stream(), IndexerName)
 	if err != nil {

@@ -19,8 +19,7 @@ type waiters struct {
 	free chan struct{} // holds one element while nobody has it
 }
 
-// lock waits for the key's lock. The error is bus.ErrUnavailable, when ctx has
-// ended before.
+// lock waits for the key's lock. The error is bus.ErrUnavailable, if ctx ends first.
 func (k *keyedLock) lock(ctx context.Context, key string) (unlock func(), err error) {
 	k.mu.Lock()
 	if k.locks == nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/hookbus/bridge/normalize"
 )
 
-// report is a stored state report: what settling it needs.
+// report is a stored state report, with what is needed to settle it.
 type report struct {
 	key, token string
 	stored     entry
@@ -25,9 +25,9 @@ func reportOf(e *normalize.Event, stored entry) report {
 	return report{key: e.Identity.StateKey, token: e.Token, stored: stored}
 }
 
-// ErrDoubt: whether a state report is stored cannot be told now. Nothing was
+// ErrDoubt: it cannot be told now whether a state report is stored. Nothing was
 // published, or only under a token that another report has too.
-var ErrDoubt = errors.New("dedupe: not to be told whether the report is stored")
+var ErrDoubt = errors.New("dedupe: it cannot be told now whether the report is stored")
 
 // reporting is one attempt to store a state report unless it is the one stored
 // last.
@@ -45,15 +45,14 @@ var ErrDoubt = errors.New("dedupe: not to be told whether the report is stored")
 type reporting struct {
 	*Deduper
 	event *normalize.Event
-	// own is a token that no other report has. One that has waited in a spool
-	// may have been stored under it before, and can be older than the report
-	// stored last.
+	// own is a token that no other report has. A report that has waited in a spool
+	// may be stored under it already, and can be older than the report stored last.
 	own     string
 	ownID   string // of the event under that token, if it has waited
 	waited  bool
 	certain bool
-	// old is the token of a mark that was left behind by a report that has
-	// another after it, or of which it cannot be told.
+	// old is the token of a mark that was left behind: its report has another after
+	// it, or that cannot be told.
 	old string
 	// gone is the sequence of a report that the entry names and the stream has not.
 	gone uint64
@@ -172,8 +171,8 @@ func (r *reporting) mark(ctx context.Context) (under mark, known *storedEvent, e
 		if m := last.Mark; m != nil && (m.Token == r.old || m.Token == r.own) {
 			last.Mark = nil
 		}
-		// What was stored before the last one may have come between, too, if
-		// this one has waited; and whoever joined it would be taken for it.
+		// If this one has waited, a report stored before the last one may have
+		// come between, too; and a report that joined it would be taken for it.
 		if r.waited && !r.ask(ctx, 0) {
 			doubt = true
 			return false
@@ -191,7 +190,7 @@ func (r *reporting) mark(ctx context.Context) (under mark, known *storedEvent, e
 		copyOf := func(state string, received int64) bool {
 			return state == e.Identity.State && time.Duration(now-received).Abs() < window
 		}
-		join := false // whom the mark announces
+		join := false // the report that the mark announces
 		if m := last.Mark; m != nil {
 			between := func(s storedEvent) bool { return s.State != m.State && s.Received > m.Received }
 			switch {
@@ -266,8 +265,8 @@ func (d *Deduper) settle(ctx context.Context, r report) error {
 	})
 }
 
-// unmark removes the mark of a report that is settled already. What is not, its
-// storer or the indexer settles: they know when it was received.
+// unmark removes the mark of a report that is settled already. One that is not is
+// settled by who stored it or by the indexer: they know when it was received.
 func (d *Deduper) unmark(ctx context.Context, r report) error {
 	return d.change(ctx, r.key, func(e *entry) bool {
 		if e.Mark == nil || e.Mark.Token != r.token || e.before(r.stored) {
