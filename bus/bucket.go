@@ -20,8 +20,8 @@ type Entry struct {
 }
 
 // Put writes entries into the bucket, side by side, and returns when all are
-// stored. After an error any of them may be. The errors are [ErrUnavailable] and
-// [ErrNoBucket]; after any, streams and bucket are looked at.
+// stored. After an error any of them may be stored. The errors are [ErrUnavailable]
+// and [ErrNoBucket]; after either, streams and bucket are looked at.
 func (b *Bus) Put(ctx context.Context, entries ...Entry) (err error) {
 	defer func() {
 		if err != nil {

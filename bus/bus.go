@@ -64,7 +64,7 @@ type Config struct {
 	MaxBody        int64
 	PublishTimeout time.Duration
 
-	// Manage allows to create and change streams and bucket. Without it they
+	// Manage allows streams and bucket to be created and changed. Without it they
 	// are somebody else's and only checked.
 	Manage bool
 	// Explicit holds the names of the environment variables, without BRIDGE_,
@@ -136,7 +136,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	if b.nc, err = nats.Connect(cfg.URL, options...); err != nil {
 		return nil, fmt.Errorf("connecting to NATS: %w", err)
 	}
-	// Who publishes has timeouts of his own.
+	// Those who publish have shorter timeouts of their own.
 	if b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncTimeout(storeTimeout), jetstream.WithPublishAsyncMaxPending(1<<16)); err != nil {
 		b.nc.Close()
 		return nil, err
@@ -171,8 +171,8 @@ func (b *Bus) options() ([]nats.Option, error) {
 		// that it failed.
 		nats.ReconnectBufSize(-1),
 		nats.PingInterval(10*time.Second),
-		// A server that hangs blocks who writes to it, and all who wait for the
-		// connection behind that, by default for a minute.
+		// A server that hangs blocks whoever writes to it, and all who wait behind
+		// that for the connection, by default for a minute.
 		nats.FlusherTimeout(writeTimeout),
 		nats.SetCustomDialer(dialer{net.Dialer{Timeout: dialTimeout}}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
@@ -264,7 +264,7 @@ func redacted(u *url.URL) string {
 }
 
 // RedactURL returns a comma-separated list of NATS URLs without secrets. The error
-// names the item that is none, and not its text.
+// says which item is not a URL, but does not quote it.
 func RedactURL(list string) (string, error) {
 	if list == "" {
 		return "", nil

@@ -33,10 +33,10 @@ const (
 	mostGathered = 128 << 10   // bytes, which a slow link takes in that time; one message may be more
 )
 
-// gatheringConn is a connection whose Write returns before the bytes are sent, but
-// for those of the client while it connects, which it does under a deadline. After
-// an error all later writes return that error, and nothing can be read but what a
-// server that has closed the connection had sent before.
+// gatheringConn is a connection whose Write returns before the bytes are sent, except
+// while the client connects, which it does under a deadline. After an error all later
+// writes return that error, and nothing more can be read, unless it was the server that
+// closed the connection: then what it had sent before can.
 type gatheringConn struct {
 	net.Conn
 	mu      sync.Mutex
@@ -80,7 +80,7 @@ func (c *gatheringConn) write() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.next) > 0 && c.err == nil {
-		// Who is about to send comes first. Without company this returns at once.
+		// Let those who are about to send add theirs. If nobody is, this returns at once.
 		c.mu.Unlock()
 		runtime.Gosched()
 		c.mu.Lock()
@@ -105,7 +105,7 @@ func (c *gatheringConn) write() {
 	}
 }
 
-// Read says, where the connection was closed for an error of a write, which.
+// Read returns the error of the write for which the connection was closed, if it was.
 func (c *gatheringConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if err != nil {
@@ -118,7 +118,7 @@ func (c *gatheringConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// SetDeadline begins, or with the zero time ends, what is done under a deadline.
+// SetDeadline ends the gathering of writes; with the zero time it begins it.
 func (c *gatheringConn) SetDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -45,7 +45,7 @@ func startEmbedded(ctx context.Context, cfg Config, log *slog.Logger) (_ *embedd
 	if err != nil {
 		return nil, fmt.Errorf("BRIDGE_DATA_DIR: %w", err)
 	}
-	// Asked before the store is opened, so that the answer is plain.
+	// Tried before the store is opened, so that the error is plain.
 	l, err := net.Listen("tcp", cfg.EmbeddedListen)
 	if err != nil {
 		lock.Unlock()
@@ -74,7 +74,7 @@ func startServer(cfg serverConfig, log *slog.Logger) (*server.Server, error) {
 		JetStream:  true,
 		StoreDir:   cfg.dir,
 		SyncAlways: true,
-		// How large the streams may get, each of them says itself.
+		// How large a stream may get, its own limit says.
 		JetStreamMaxStore: 1 << 62,
 		MaxPayload:        int32(cfg.maxBody) + maxHeaders,
 		MaxPending:        max(server.MAX_PENDING_SIZE, 2*(cfg.maxBody+maxHeaders)),
@@ -135,8 +135,8 @@ func (e *embedded) stop() {
 // failed returns the error of a write or sync after which the stream takes
 // nothing until the server starts anew. A batch that failed in the middle has
 // left messages that the stream counts as stored, and delivers, though they may
-// not be synced: while there is such an error nothing is known to be stored by
-// their being there. That of no embedded server is nil.
+// not be synced: while there is such an error, a message may be in the stream and
+// not be stored. Without an embedded server the error is nil.
 func (e *embedded) failed(stream string) error {
 	if e == nil {
 		return nil

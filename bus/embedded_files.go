@@ -11,12 +11,13 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// kept are second names (hard links) of all files of a server's streams. A server that
-// cannot read one of them when it starts, be it for want of a descriptor, removes the
+// kept are hard links to all files of a server's streams. A server that cannot read one
+// of the files when it starts, even if only for want of a file descriptor, removes the
 // whole stream (nats-server 2.15.2): then it is put back.
 type kept struct{ streams, links string }
 
-// keep makes them. What a process that was killed meanwhile has lost is put back before.
+// keep makes the links. First it puts back what an earlier process had lost when it was
+// killed.
 func keep(dir string) (kept, error) {
 	k := kept{filepath.Join(dir, server.JetStreamStoreDir, server.DEFAULT_GLOBAL_ACCOUNT, "streams"), filepath.Join(dir, "kept")}
 	if err := k.putBack(); err != nil {
@@ -38,13 +39,13 @@ func keep(dir string) (kept, error) {
 		}
 		return os.Link(path, link)
 	})
-	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) { // no file system for links
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) { // the file system has no links
 		err = k.release()
 	}
 	return k, err
 }
 
-// removed returns the streams that were there and are not any more.
+// removed returns the streams that have links and are not there any more.
 func (k kept) removed() (names []string, err error) {
 	entries, err := os.ReadDir(k.links)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -60,7 +61,7 @@ func (k kept) removed() (names []string, err error) {
 	return names, err
 }
 
-// missing returns an error if there are any.
+// missing returns an error if the server has removed streams.
 func (k kept) missing() error {
 	names, err := k.removed()
 	if err == nil && len(names) > 0 {
@@ -69,7 +70,7 @@ func (k kept) missing() error {
 	return err
 }
 
-// putBack puts them back. No server runs.
+// putBack puts removed streams back. No server may run.
 func (k kept) putBack() error {
 	names, err := k.removed()
 	for _, name := range names {
@@ -79,4 +80,5 @@ func (k kept) putBack() error {
 	return err
 }
 
+// release removes the links.
 func (k kept) release() error { return os.RemoveAll(k.links) }

@@ -45,11 +45,11 @@ func storeBatch(ctx context.Context, js jetstream.JetStream, messages []*nats.Ms
 }
 
 const (
-	few            = 8        // messages are never worth a batch
+	few            = 8        // fewer messages are never worth a batch
 	maxBatch       = 1000     // messages, the server's limit
 	maxBatchBytes  = 4 << 20  // which are written twice
 	maxGroupedSize = 32 << 10 // far from the limits of one message
-	// measureAgain is how long a measured time counts.
+	// measureAgain is for how long a measurement counts.
 	measureAgain = 5 * time.Second
 )
 
@@ -71,8 +71,8 @@ type group struct {
 	batchAt              time.Time // end of the last batch
 	pays                 func(messages int) bool
 
-	// seen has the hashes of the ids published last, each at its place. One that
-	// is there again would have a batch refused.
+	// seen holds the hashes of the ids published last, each at its place. An id that
+	// comes again would have its whole batch refused.
 	seen [1 << 15]uint64
 	seed maphash.Seed
 }
@@ -97,8 +97,8 @@ type waiter struct {
 	err      error
 }
 
-// publish stores a message. When ctx ends before its turn, it is not sent, if it
-// was not yet. A batch that is refused is published message by message.
+// publish stores a message. If ctx ends before the message's turn, it is not sent,
+// unless it was by then. A batch that is refused is published message by message.
 func (g *group) publish(ctx context.Context, msg *nats.Msg) (*jetstream.PubAck, error) {
 	w := &waiter{msg: msg, size: len(msg.Data), turn: make(chan struct{})}
 	for name, values := range msg.Header {
@@ -145,7 +145,7 @@ func (g *group) publishAlone(ctx context.Context, w *waiter) (ack *jetstream.Pub
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.inFlight--
-		took := time.Since(start) / time.Duration(w.nth) // or longer: some may have been done
+		took := time.Since(start) / time.Duration(w.nth) // at least: the others may have been done before
 		if ack != nil && !ack.Duplicate && (w.nth == 1 || took > g.perMessage.time) {
 			g.perMessage.add(took)
 		}
@@ -175,15 +175,15 @@ func (g *group) next() {
 	}
 }
 
-// batchPays reports whether a batch stores so many messages in a quarter of the
-// time, as far as is known; what a batch takes is found out by one.
+// batchPays reports whether a batch stores that many messages in less than a quarter of
+// the time, as far as is known; how long a batch takes is found out by trying one.
 func (g *group) batchPays(messages int) bool {
 	return messages >= few && g.perMessage.time > 0 &&
 		(time.Since(g.batchAt) > measureAgain || time.Duration(messages)*g.perMessage.time > 4*g.perBatch.time)
 }
 
-// room reports whether one more may be published by itself. Soon after a batch
-// the next is about to be, and waits for them.
+// room reports whether one more message may be published by itself. Soon after a batch
+// the next one is about to come, and would have to wait for those.
 func (g *group) room() bool {
 	n := time.Duration(g.inFlight)
 	switch {

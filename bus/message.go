@@ -25,9 +25,9 @@ const (
 	StateHeader    = "Bridge-State"
 	TokenHeader    = "Bridge-Token"
 
-	HeaderPrefix   = "Bridge-Header-"     // and a header of the request
+	HeaderPrefix   = "Bridge-Header-"     // followed by the name of a header of the request
 	TraceHeader    = "Bridge-Traceparent" // of a message in the quarantine; W3C Trace Context
-	IDHeader       = "Bridge-Id"          // of the body, that the request was answered with
+	IDHeader       = "Bridge-Id"          // the id with which the request was answered
 	ProviderHeader = "Bridge-Provider"
 	ReasonHeader   = "Bridge-Reason"
 	ReceivedHeader = "Bridge-Received"    // RFC 3339
@@ -81,8 +81,8 @@ func encode(e *normalize.Event, prefix string) (*nats.Msg, error) {
 	return &nats.Msg{Subject: e.Subject(prefix), Header: h, Data: ce.Data()}, nil
 }
 
-// traced has the message take along, in a header, the span that ctx is in, and
-// describes the message in it.
+// traced names the span that ctx is in, if any, in a header of the message, and
+// describes the message in the span.
 func traced(ctx context.Context, msg *nats.Msg, header string) {
 	span := trace.SpanFromContext(ctx)
 	if !span.SpanContext().IsValid() {

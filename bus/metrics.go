@@ -75,13 +75,13 @@ func (b *Bus) register(reg prometheus.Registerer) error {
 	return errors.Join(errs...)
 }
 
-// refusal reports whether a connection failed for who we are or who the server
-// is, and not for the network.
+// refusal reports whether a connection failed because of credentials or certificates,
+// not because of the network.
 func refusal(err error) bool {
 	if err == nil {
 		return false
 	}
-	text := strings.ToLower(err.Error()) // which the client makes of what the server says
+	text := strings.ToLower(err.Error()) // the client has it from the server
 	for _, e := range []string{nats.AUTHORIZATION_ERR, nats.AUTHENTICATION_EXPIRED_ERR, nats.AUTHENTICATION_REVOKED_ERR, nats.ACCOUNT_AUTHENTICATION_EXPIRED_ERR} {
 		if strings.Contains(text, e) {
 			return true
@@ -126,9 +126,9 @@ var _ prometheus.Collector = (*streamCollector)(nil)
 var (
 	descMessages = prometheus.NewDesc("bridge_stream_messages", "Messages in the stream, as seen at most a minute ago.", []string{"stream", "holds"}, nil)
 	descBytes    = prometheus.NewDesc("bridge_stream_bytes", "Size of the stream, as seen at most a minute ago.", []string{"stream", "holds"}, nil)
-	descMaxBytes = prometheus.NewDesc("bridge_stream_max_bytes", "Size above which the stream takes no more; none: unlimited.", []string{"stream", "holds"}, nil)
-	descReplicas = prometheus.NewDesc("bridge_stream_replicas", "Servers of the NATS cluster that keep the stream; not with the embedded server.", []string{"stream", "holds"}, nil)
-	descWindow   = prometheus.NewDesc("bridge_duplicate_window_seconds", "How long the stream itself refuses a copy; as long as it is not known, none.", nil, nil)
+	descMaxBytes = prometheus.NewDesc("bridge_stream_max_bytes", "Size above which the stream takes no more; absent if unlimited.", []string{"stream", "holds"}, nil)
+	descReplicas = prometheus.NewDesc("bridge_stream_replicas", "Servers of the NATS cluster that keep the stream; absent with the embedded server.", []string{"stream", "holds"}, nil)
+	descWindow   = prometheus.NewDesc("bridge_duplicate_window_seconds", "How long the stream itself refuses a copy; absent while that is not known.", nil, nil)
 )
 
 func (c *streamCollector) Describe(descs chan<- *prometheus.Desc) {
@@ -156,8 +156,8 @@ func (c *streamCollector) Collect(values chan<- prometheus.Metric) {
 	}
 }
 
-// spoolCollector tells how much the spool holds, and nothing as long as nobody knows:
-// 0 would say that its disk may go.
+// spoolCollector tells how much the spool holds, and nothing while that is not known: 0
+// would say that its disk may be deleted.
 type spoolCollector struct{ spool *Spool }
 
 var spoolMessages = prometheus.NewDesc("bridge_spool_messages", "Webhooks on this machine's disk that wait for the bus; absent while that is not known.", nil, nil)

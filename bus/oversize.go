@@ -27,8 +27,8 @@ const (
 	bodyTimeout = 6 * time.Second
 )
 
-// reuseWithin is up to which age an object is taken for a message that is
-// published now.
+// reuseWithin is the age up to which an object that is there already is used for a
+// message that is published now.
 var reuseWithin = bodiesOutlive / 2
 
 // ObjectBucket returns the name of the bucket that holds the bodies of a stream
@@ -63,7 +63,7 @@ func (b *Bus) bodiesSpec(age time.Duration) spec {
 }
 
 // checkBodies looks at the object store for a stream and a quarantine as they
-// are. Without it only bodies too large for a message cannot be stored.
+// are. If it is missing, only bodies too large for a message cannot be stored.
 func (b *Bus) checkBodies(ctx context.Context, st *State, stream, quarantine *jetstream.StreamInfo) {
 	if stream == nil || quarantine == nil {
 		return
@@ -100,10 +100,10 @@ func tooLarge(err error) bool {
 }
 
 // moveBody stores the body of a message as an object with the message's id as
-// its name and puts the dataref in its place. An object of that name that an
-// attempt before has stored is used, so that nobody loses what he reads. An
-// object counts only when it was read back: the client's upload acknowledges
-// objects that lack parts, or have them twice, when a leader changes meanwhile.
+// its name and puts the dataref in its place. An object of that name from an earlier
+// attempt is used, so that it is not replaced while somebody reads it. An object counts
+// only after it was read back: the client's upload reports success for objects that
+// lack parts, or have them twice, when a leader changes meanwhile.
 func (b *Bus) moveBody(ctx context.Context, msg *nats.Msg) error {
 	id, bucket := msg.Header.Get(jetstream.MsgIDHeader), ObjectBucket(b.cfg.Stream)
 	fail := func(err error) error {

@@ -17,8 +17,8 @@ import (
 // Ack is the stream's answer: the message is stored.
 type Ack struct {
 	Sequence uint64
-	// Duplicate: a message with this id had been stored before, at Sequence; by
-	// an earlier attempt of the same Publish, too, whose acknowledgement was lost.
+	// Duplicate: a message with this id had been stored before, at Sequence, perhaps
+	// by an earlier attempt of the same Publish whose acknowledgement was lost.
 	Duplicate bool
 }
 
@@ -52,8 +52,8 @@ func final(err error) bool {
 	return api.Code != 503
 }
 
-// noRoom reports whether a stream of a size is not made since the account, the server
-// or the limit of a stream has not so much.
+// noRoom reports whether a stream was not created because the account, the server or the
+// limit for one stream has less room than its max_bytes.
 func noRoom(err *jetstream.APIError) bool {
 	return slices.Contains([]jetstream.ErrorCode{10002, 10023, 10047, 10122}, err.ErrorCode) ||
 		err.ErrorCode == 10005 && strings.Contains(err.Description, "insufficient storage") // of a cluster
@@ -61,9 +61,9 @@ func noRoom(err *jetstream.APIError) bool {
 
 // Publish stores the event and returns when the stream has acknowledged it.
 // Until the publish timeout has passed it tries again, with the same id, so
-// that a lost acknowledgement or a new leader do not cost the event. A body too
-// large for a message goes to the object store before. If ctx is in a span, the
-// event's traceparent is of that.
+// that a lost acknowledgement or a new leader does not cost the event. A body too
+// large for a message goes to the object store first. If ctx is in a span, the
+// event's traceparent names it.
 // The errors are [ErrUnavailable] and [ErrNotPublishable].
 func (b *Bus) Publish(ctx context.Context, e *normalize.Event) (Ack, error) {
 	msg, err := encode(e, b.cfg.SubjectPrefix)
@@ -143,16 +143,16 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (ack Ac
 	}
 }
 
-// failing says why the stream has taken no event since the last that it took, though
-// there is a connection: the server or the account is full, the user may not.
+// failing says since when, and why, the stream takes no events though there is a
+// connection: the server or the account is full, the user may not publish.
 type failing struct {
-	first, last time.Time
-	reason      string // of the first
+	first, last time.Time // attempts that failed
+	reason      string    // of the first
 }
 
 const (
-	failingFor   = 5 * time.Second // how long it may take none before that is worth a warning
-	failingKnown = time.Minute     // how long that holds without another try
+	failingFor   = 5 * time.Second // how long it may take none before there is a warning
+	failingKnown = time.Minute     // how long that warning stays without another attempt
 )
 
 func (f *failing) warns() bool {

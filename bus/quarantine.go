@@ -34,7 +34,7 @@ type Rejected struct {
 // ID is the body's id in the quarantine: a digest of provider, reason and body.
 func (r Rejected) ID() string { return normalize.Digest("msg", r.Provider, r.Reason, string(r.Body)) }
 
-// ownID is an id of what was received at that time alone.
+// ownID is an id that the same body has only if it was received at the same time.
 func (r Rejected) ownID() string {
 	return normalize.Digest("msg", r.Provider, r.Reason, string(r.Body), r.Received.UTC().Format(time.RFC3339Nano))
 }
@@ -74,11 +74,11 @@ func (b *Bus) Quarantine(ctx context.Context, r Rejected) error {
 	return err
 }
 
-// another reports whether a body has to be stored though one like it was, at that
-// sequence. That was removed, but the quarantine's stream knows its id until the
-// duplicate window is over; or nothing says that it was the same occurrence, but that
-// it was received at the same time: then what is not answered is stored. The error is
-// [ErrUnavailable].
+// another reports whether a body has to be stored though the quarantine's stream says
+// that it has one with this id, at that sequence. It has to be if that one was removed
+// since: the stream knows its id until the duplicate window is over. A repeatable body
+// has to be unless that one was received at the same time, since only that shows that
+// they are one occurrence; without an answer it is stored. The error is [ErrUnavailable].
 func (b *Bus) another(ctx context.Context, r Rejected, sequence uint64) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -90,7 +90,7 @@ func (b *Bus) another(ctx context.Context, r Rejected, sequence uint64) (bool, e
 		}
 		return err != nil || !readQuarantined(sequence, stored.Header, stored.Time).Received.Equal(r.Received), nil
 	}
-	var info jetstream.StreamInfo // the leader's, which a read of the message need not be
+	var info jetstream.StreamInfo // from the leader; a message may be read from another replica
 	if err := request(ctx, b.nc, "STREAM.INFO."+b.cfg.QuarantineStream, map[string]bool{"deleted_details": true}, &info); err != nil {
 		return false, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
@@ -101,7 +101,7 @@ func (b *Bus) another(ctx context.Context, r Rejected, sequence uint64) (bool, e
 type Quarantined struct {
 	Rejected        // Body is nil in a list
 	Sequence uint64 // in the quarantine's stream
-	ID       string // that the request was answered with
+	ID       string // with which the request was answered
 	Size     int    // of the body, in bytes
 	// Traceparent is the W3C trace context, if the request was traced.
 	Traceparent string

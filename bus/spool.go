@@ -55,15 +55,15 @@ type Spool struct {
 
 	waiting waiting
 	coming  waiting       // who is in Put
-	order   chan struct{} // holds one element of who has the turn to write
-	places  chan struct{} // and one of each whose writing is under way
+	order   chan struct{} // holds one element while somebody has the turn to write
+	places  chan struct{} // holds one element for each write under way
 	newest  time.Time     // receipt of what was written last
 
 	// Of Run only:
 	parked  map[string]time.Time // entities that wait after a failure, and until when
-	begin   uint64               // behind which to look for others than those
+	begin   uint64               // sequence behind which to look for other entities
 	unread  time.Time            // since when nothing can be read though there is something
-	rebuilt bool                 // because of that, which helps once or not at all
+	rebuilt bool                 // because of that; it helps once or not at all
 }
 
 const (
@@ -74,7 +74,7 @@ const (
 	probeBytes   = 256 << 10 // what the disk must have room for
 	ballastBytes = 1 << 20
 	spoolTimeout = 800 * time.Millisecond // for one write or read
-	spoolPlaces  = 8                      // the server acknowledges all that came together at their end
+	spoolPlaces  = 8                      // the server acknowledges none that came together before all are stored
 	spoolRetry   = 250 * time.Millisecond // between attempts to hand over
 	spoolPark    = 2 * time.Second        // for an entity while the bus takes others
 	spoolReopen  = time.Second
@@ -107,8 +107,8 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 	return s, nil
 }
 
-// Len returns how many messages the spool holds; -1 if nobody knows, since it could
-// not be opened yet.
+// Len returns how many messages the spool holds; -1 while that is not known, since it
+// could not be opened yet.
 func (s *Spool) Len() int {
 	if !s.opened.Load() {
 		return -1
@@ -214,9 +214,9 @@ func (s *Spool) put(caller context.Context, item Spooled) error {
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
 }
 
-// turn waits for the turn to write, which is in the order in which they came, and for
-// one of the places. Both come also on a disk that is slow; on one that stands still,
-// or while the store is opened anew, they are not waited for long.
+// turn waits for the turn to write, which callers get in the order in which they came,
+// and for one of the places. On a slow disk it waits as long as that takes; on one that
+// stands still, or while the store is opened anew, it soon gives up.
 func (s *Spool) turn(ctx context.Context) error {
 	given, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
@@ -258,8 +258,8 @@ func (s *Spool) add(item Spooled, n int) {
 	}
 }
 
-// write has an item written, after those whose turn was before. Items are judged
-// later by the time of their receipt, which must be in the order in which they stand.
+// write has an item written, after those whose turn was before. Items are judged later
+// by their time of receipt: it must follow the order in which they stand in the spool.
 func (s *Spool) write(item Spooled) (jetstream.PubAckFuture, error) {
 	msg, received, err := item.encode(s.newest)
 	if err != nil {
@@ -283,7 +283,7 @@ func await(ctx context.Context, written jetstream.PubAckFuture) error {
 	}
 }
 
-// late makes one error of all that did not answer in time.
+// late replaces the client's error for no answer in time by context.DeadlineExceeded.
 func late(err error) error {
 	if errors.Is(err, jetstream.ErrAsyncPublishTimeout) {
 		return context.DeadlineExceeded
@@ -291,8 +291,9 @@ func late(err error) error {
 	return err
 }
 
-// withTimeout is [context.WithTimeoutCause] by a clock that stands still while this
-// process does: frozen or starved, it would take its own pause for the disk's.
+// withTimeout is like [context.WithTimeout], but its clock stands still while this
+// process does: a process that was frozen or starved would take its own pause for the
+// disk's. The cause is context.DeadlineExceeded.
 func withTimeout(parent context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	const steps = 16
 	ctx, cancel := context.WithCancelCause(parent)
@@ -311,9 +312,8 @@ func withTimeout(parent context.Context, d time.Duration) (context.Context, cont
 	return ctx, func() { cancel(nil) }
 }
 
-// fail has the store opened anew. What only did not answer in time is probed
-// before, and nothing is written meanwhile. What the matter is, the server has
-// logged.
+// fail has the store opened anew. If it only did not answer in time, the disk is probed
+// first, and nothing is written meanwhile. What the matter is, the server has logged.
 func (s *Spool) fail(what string, err error) error {
 	slow := errors.Is(err, context.DeadlineExceeded) && !s.probed.Load()
 	switch {

@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// waiting knows which entities have events in the spool, or on the way into it. Of what the store held
-// when it was opened it knows no entity: as long as some of that waits, all have.
+// waiting knows which entities have events in the spool, or on the way into it. It does
+// not know the entities of what the store held when it was opened: as long as some of
+// that waits, every entity counts as waiting.
 type waiting struct {
 	mu       sync.Mutex
 	seed     maphash.Seed
@@ -56,9 +57,8 @@ func (s *Spool) Stalled() { s.moving.Store(false) }
 
 // Behind reports whether an item has to be put behind what waits: an event behind
 // those of its entity and, while the bus takes nothing, behind all; a rejected body
-// behind whatever waits. For the last few events, while they leave, it waits: else
-// those who come one after the other as fast as they leave would keep the spool in
-// use for ever.
+// behind whatever waits. While the last few events leave, it waits for them: otherwise
+// events that come as fast as others leave would keep the spool in use for ever.
 func (s *Spool) Behind(ctx context.Context, item Spooled) bool {
 	if item.Event == nil {
 		return s.Len() > 0

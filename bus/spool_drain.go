@@ -67,8 +67,8 @@ type stored struct {
 }
 
 // drain hands over the oldest messages, limit at most, removes what was taken,
-// and returns how many that were. After the first ErrUnavailable, which comes
-// before other errors, no more is begun.
+// and returns how many that were. After the first ErrUnavailable, which is returned
+// rather than any other error, no more is begun.
 func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Context, Spooled) error) (n int, err error) {
 	batch, err := s.oldest(ctx, limit)
 	var order []string // of entities
@@ -211,8 +211,8 @@ func (s *Spool) read(ctx context.Context, sequence uint64, subject string) (*jet
 	return msg, err
 }
 
-// recount brings the counts in line with a store in which nothing was found. What
-// was written and not removed has been lost.
+// recount counts again after nothing was found to hand over. What is missing then, since
+// it was written and not removed, has been lost.
 func (s *Spool) recount(ctx context.Context) {
 	if s.Len() == 0 && s.Events() == 0 {
 		return
@@ -234,7 +234,7 @@ func (s *Spool) recount(ctx context.Context) {
 	switch _, err := s.read(ctx, 1, anySubject); {
 	case !errors.Is(err, jetstream.ErrMsgNotFound): // written just now
 		s.unread = time.Time{}
-	case s.rebuilt: // that was all that can be done
+	case s.rebuilt: // no more can be done
 	case s.unread.IsZero(): // it may pass: the server does not say what the matter is
 		s.unread = time.Now()
 		time.AfterFunc(spoolReopen, s.notify)
@@ -243,9 +243,9 @@ func (s *Spool) recount(ctx context.Context) {
 	}
 }
 
-// lookThrough has the server look through the files for what can be read. What cannot
-// holds up all that comes, and is cut off with that when the server does so after a crash.
-// The lock is held.
+// lookThrough has the server look through its files for what can be read. A message that
+// cannot be read holds up all behind it; after a crash the server looks through the files
+// by itself, and would cut off that message and all behind it. The lock is held.
 func (s *Spool) lookThrough(ctx context.Context) {
 	s.damaged(fmt.Sprintf("%d messages cannot be read", s.Len()))
 	s.rebuilt = true

@@ -13,8 +13,8 @@ import (
 	"github.com/hookbus/bridge/normalize"
 )
 
-// Spooled is what the spool holds: an event or a rejected body, and the headers
-// that an event takes along if it should be rejected yet.
+// Spooled is what the spool holds: an event or a rejected body. Headers are those of an
+// event's request, in case the event is rejected later.
 type Spooled struct {
 	Event    *normalize.Event
 	Rejected *Rejected
@@ -55,8 +55,9 @@ type spoolMeta struct {
 	Trace      string              `json:"traceparent,omitempty"`
 }
 
-// encode makes an item the message of the spool. It was received after another
-// that was received at newest.
+// encode makes the message of the spool for an item, and returns the time of receipt that
+// it holds: the item's own, or newest, that of the item before, if that is later by less
+// than longestWait.
 func (s Spooled) encode(newest time.Time) (msg *nats.Msg, received time.Time, err error) {
 	var meta spoolMeta
 	if e := s.Event; e != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// spoolStore is the stream and the server that keeps it. Who writes does not wait
-// for who reads: each has a connection.
+// spoolStore is the stream and the server that keeps it. Writers and readers have a
+// connection each, so that neither wait for the other.
 type spoolStore struct {
 	server *server.Server
 	conns  []*nats.Conn
@@ -25,8 +25,8 @@ type spoolStore struct {
 	stream jetstream.Stream    // reads and removes
 }
 
-// storeTimeout is for what is lost or hangs for good. Who uses the store has
-// timeouts of its own, which do not run while the process stands still: these do.
+// storeTimeout is for what is lost or hangs for good. It runs on while the process stands
+// still; the shorter timeouts of those who use the store do not.
 const storeTimeout = time.Minute
 
 // connect returns JetStream over a connection of its own.
@@ -166,8 +166,8 @@ func (s *Spool) streamDir() string {
 	return filepath.Join(s.cfg.Dir, server.JetStreamStoreDir, "$G", "streams", spoolStream)
 }
 
-// noteDamage says what the server has cut off because it could not be read; it
-// does so without a word.
+// noteDamage says how much the server has cut off because it could not be read; the
+// server does so without a word.
 func (s *Spool) noteDamage(before map[string]int64) {
 	after, lost := s.blocks(), int64(0)
 	for file, size := range before {
@@ -209,9 +209,9 @@ func (s *Spool) probeDisk() error {
 	return cmp.Or(err, file.Sync(), file.Close())
 }
 
-// makeRoom looks whether the disk has room. On one that is full the spool can
-// still be emptied, which needs some, too: a file of no other use is kept for
-// that.
+// makeRoom looks whether the disk has room. If it is full the spool can still be
+// emptied, which needs some room too: for that a file of no other use is kept, and
+// removed then.
 func (s *Spool) makeRoom() error {
 	ballast := filepath.Join(s.cfg.Dir, "ballast")
 	full := s.probeDisk()

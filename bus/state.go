@@ -78,7 +78,7 @@ func (b *Bus) State() *State {
 	return st
 }
 
-// Wake has streams and bucket looked at now instead of at the next minute.
+// Wake has [Bus.Run] look at streams and bucket now instead of at the next minute.
 func (b *Bus) Wake() {
 	select {
 	case b.wake <- struct{}{}:
@@ -149,16 +149,16 @@ func same(a, b *State) bool {
 		a.StreamCreated.Equal(b.StreamCreated) && a.BucketCreated.Equal(b.BucketCreated)
 }
 
-// Incarnation returns when the stream of events was created, as it was when
-// last heard of, at most a second ago if the server answers: what was recorded
-// of an earlier stream of that name is not in this one. The error is that of
+// Incarnation returns when the stream of events was created: what was recorded of an
+// earlier stream of that name is not in this one. The answer is at most a second old;
+// if the server does not answer, it is the last that was known. The error is that of
 // asking the server.
 func (b *Bus) Incarnation(ctx context.Context) (time.Time, error) {
 	return b.created(ctx, time.Second)
 }
 
-// NewIncarnation is [Bus.Incarnation] for who has heard of a later stream: it
-// asks the server in any case.
+// NewIncarnation is [Bus.Incarnation] for callers that have heard of a later stream: it
+// always asks the server.
 func (b *Bus) NewIncarnation(ctx context.Context) (time.Time, error) {
 	return b.created(ctx, 0)
 }
@@ -191,7 +191,7 @@ func (b *Bus) created(ctx context.Context, fresh time.Duration) (time.Time, erro
 	return in.created, nil
 }
 
-// check brings streams and bucket into being, if it may, and looks at them.
+// check creates streams and bucket, if they are missing and it may, and looks at them.
 func (b *Bus) check(ctx context.Context) *State {
 	old := b.state.Load()
 	if !b.nc.IsConnected() { // nothing else is known to have changed
@@ -203,7 +203,7 @@ func (b *Bus) check(ctx context.Context) *State {
 		offline.Problems = []string{reason}
 		return &offline
 	}
-	// What gets no answer is as it was.
+	// What gets no answer stays as it was.
 	st := &State{
 		Durability: old.Durability, DuplicateWindow: old.DuplicateWindow, StreamCreated: old.StreamCreated, BucketCreated: old.BucketCreated,
 		refused: maps.Clone(old.refused), stream: old.stream, atomic: old.atomic, bucket: old.bucket, bucketAtomic: old.bucketAtomic, bodiesRefused: old.bodiesRefused,

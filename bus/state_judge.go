@@ -69,7 +69,7 @@ func (b *Bus) lookAtQuarantine(st *State, info *jetstream.StreamInfo, replicas i
 }
 
 // longestRedelivery is the age of an event at the last attempt to deliver it:
-// the most patient provider (Dfns) ends after a day.
+// the most patient provider (Dfns) gives up after a day.
 const longestRedelivery = 25 * time.Hour
 
 // usualHeaders is what the headers of an event take at most, as a rule; they are 1 KiB
@@ -82,8 +82,8 @@ const usualHeaders = 8 << 10
 const room = 512
 
 // lookAtBucket says what keeps the bucket from remembering names. Settings that
-// make it useless are problems, as its absence is. What comes only in service,
-// as its being full, is a warning: events are stored all the same.
+// make it useless are problems, as its absence is. What comes only with time, like
+// a bucket that is full, is a warning: events are stored all the same.
 func (b *Bus) lookAtBucket(st *State, info *jetstream.StreamInfo, replicas int) {
 	c := info.Config
 	problem := func(format string, args ...any) {
@@ -241,7 +241,7 @@ func (b *Bus) raise(variable, stream, limit string) string {
 }
 
 // withSubjects lists the subjects for nats stream edit, with ours in the place
-// of those that it takes in.
+// of those that ours includes.
 func withSubjects(subjects []string, prefix string) string {
 	var list []string
 	for _, s := range subjects {

@@ -155,7 +155,7 @@ func (b *Bus) ensure(ctx context.Context, st *State, want spec) (found jetstream
 	}
 	if err != nil {
 		var api *jetstream.APIError
-		if n := want.config.MaxBytes; n > 0 && errors.As(err, &api) && noRoom(api) { // which is reserved at once
+		if n := want.config.MaxBytes; n > 0 && errors.As(err, &api) && noRoom(api) { // max_bytes is reserved at once
 			variable := "STREAM_MAX_BYTES"
 			if name == b.cfg.QuarantineStream {
 				variable = "QUARANTINE_MAX_BYTES"
