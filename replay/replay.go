@@ -4,12 +4,12 @@
 //
 // A copy is on the subject replay.<name>.<subject of the original> in the
 // stream REPLAY_<name>. Body and headers are the original's, byte for byte, but
-// for the headers by which NATS itself is told something (Nats-*), and with
-// those that say that it is a copy. One original has one copy, in the order of
-// the originals, however often a run is interrupted and resumed and whoever
-// runs it at the same time: every copy is stored on the condition that the
-// stream holds the number of copies that go before it, and a run continues
-// behind the original of the last copy.
+// headers that tell NATS itself something (Nats-*) are left out, and headers that
+// mark a copy are added. One original has one copy, in the order of the originals,
+// however often a run is interrupted and resumed, and whoever else runs it at the
+// same time: every copy is stored on the condition that the stream holds exactly
+// the copies that go before it, and a run continues behind the original of the
+// last copy.
 package replay
 
 import (
@@ -59,18 +59,18 @@ var (
 	ErrPermission = errors.New("NATS does not permit it")
 	// ErrNoConsumer: the stream has no such consumer.
 	ErrNoConsumer = errors.New("no such consumer")
-	// ErrRefused: the consumer is none that can be set back, or not to there.
+	// ErrRefused: the consumer cannot be set back, or not to that place.
 	ErrRefused = errors.New("the consumer is not set back")
 )
 
-// Selection says which events are replayed; its zero value, all. An event has
-// to meet everything that is set.
+// Selection says which events are replayed; its zero value selects all. An event
+// has to meet everything that is set.
 type Selection struct {
 	// Stored at Since or later and before Until, by the stream's clock. Whatever
 	// they are, what is stored after the start of the first run is not replayed.
 	Since, Until time.Time
-	// Sequences of the first and the last event. FromSeq excludes Since, and
-	// ToSeq Until.
+	// Sequences of the first and the last event. FromSeq cannot be set together
+	// with Since, nor ToSeq with Until.
 	FromSeq, ToSeq uint64
 	Filters        []string // NATS subjects with or without wildcards; one has to match, and none may cover another
 	Types          []string // CloudEvents types; one has to be the event's
@@ -109,11 +109,11 @@ type Result struct {
 	Before    uint64            `json:"before"`     // copies of earlier runs
 	Skipped   uint64            `json:"skipped"`    // of another type, id or entity
 	NotEvents uint64            `json:"not_events"` // without the headers of a CloudEvent
-	TooLarge  uint64            `json:"too_large"`  // which with the headers of a copy exceed the server's max_payload
+	TooLarge  uint64            `json:"too_large"`  // that exceed the server's max_payload with the headers of a copy
 	Types     map[string]uint64 `json:"types"`      // Copied, by CloudEvents type
 
-	First   uint64        `json:"first_sequence,omitempty"` // of the originals of the first
-	Last    uint64        `json:"last_sequence,omitempty"`  // and the last copy of this run
+	First   uint64        `json:"first_sequence,omitempty"` // of the original of this run's first copy
+	Last    uint64        `json:"last_sequence,omitempty"`  // and of its last
 	Elapsed time.Duration `json:"elapsed_ns"`
 }
 
@@ -169,7 +169,7 @@ func Resume(ctx context.Context, nc *nats.Conn, name string, o Options) (Result,
 	})
 }
 
-// within makes a run, and tells its errors by what lies behind them.
+// within makes a run, hands it to f and explains the error.
 func within(ctx context.Context, nc *nats.Conn, name string, o Options, f func(context.Context, *run) error) (Result, error) {
 	ctx, done := forbidden(ctx, nc)
 	defer done()
@@ -185,7 +185,7 @@ func within(ctx context.Context, nc *nats.Conn, name string, o Options, f func(c
 
 func checkName(name string) error {
 	if !nameForm.MatchString(name) {
-		return fmt.Errorf("%w: the name %q is not one to 64 of a-z, 0-9, _ and -", ErrInvalid, name)
+		return fmt.Errorf("%w: the name %q is not 1 to 64 characters of a-z, 0-9, _ and -", ErrInvalid, name)
 	}
 	return nil
 }
@@ -200,7 +200,7 @@ func (o Options) check(creates bool) error {
 	return nil
 }
 
-// check finds what no stream could answer.
+// check finds what is wrong whatever the stream holds.
 func (s Selection) check(now time.Time) error {
 	var problem string
 	switch {
@@ -238,7 +238,7 @@ func streamOf(ctx context.Context, js jetstream.JetStream, name string) (*jetstr
 	return stream.CachedInfo(), nil
 }
 
-// explain replaces an error by what lies behind it.
+// explain replaces an error by its cause, where that is known.
 func explain(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -20,8 +20,8 @@ type Reset struct {
 	// the number of messages behind it that are delivered and not acknowledged.
 	Acknowledged uint64 `json:"acknowledged_sequence"`
 	Outstanding  int    `json:"outstanding"`
-	// From is the sequence to which it is set back, Messages how many of its
-	// messages there were from there on, and Types that by CloudEvents type; what
+	// From is the sequence to which it is set back, Messages the number of messages
+	// that it receives from there on, and Types that number by CloudEvents type; what
 	// is no event counts as "".
 	From     uint64            `json:"from_sequence"`
 	Messages uint64            `json:"messages"`
@@ -132,7 +132,7 @@ func (p *Reset) allowed(ctx context.Context, js jetstream.JetStream, c *jetstrea
 	case jetstream.DeliverAllPolicy:
 	case jetstream.DeliverByStartSequencePolicy:
 		if p.From < c.OptStartSeq {
-			return refuse("was made to begin at sequence %d, and the server does not set it back beyond, to %d", c.OptStartSeq, p.From)
+			return refuse("was made to begin at sequence %d, and the server does not set it back further, to %d", c.OptStartSeq, p.From)
 		}
 	case jetstream.DeliverByStartTimePolicy:
 		start, err := sequenceAt(ctx, js, p.Stream, *c.OptStartTime)
@@ -140,7 +140,7 @@ func (p *Reset) allowed(ctx context.Context, js jetstream.JetStream, c *jetstrea
 			return err
 		}
 		if p.From < start {
-			return refuse("was made to begin at %s, sequence %d, and the server does not set it back beyond, to %d", c.OptStartTime.Format(time.RFC3339), start, p.From)
+			return refuse("was made to begin at %s, sequence %d, and the server does not set it back further, to %d", c.OptStartTime.Format(time.RFC3339), start, p.From)
 		}
 	default:
 		return refuse("has the deliver policy %q, and the server sets back only those of all, by_start_sequence and by_start_time", c.DeliverPolicy)
@@ -148,10 +148,10 @@ func (p *Reset) allowed(ctx context.Context, js jetstream.JetStream, c *jetstrea
 	return nil
 }
 
-// Apply sets the consumer back. Its clients go on as they are: they receive what
-// is from there on, again or for the first time, and so does whoever had a
-// message that was not acknowledged. The errors are [ErrRefused],
-// [ErrNoConsumer], [ErrPermission] and those of the NATS client.
+// Apply sets the consumer back. Its clients go on as they are: they receive all from
+// there on, again or for the first time, including messages that they have now and have
+// not acknowledged. The errors are [ErrRefused], [ErrNoConsumer], [ErrPermission] and
+// those of the NATS client.
 func (p *Reset) Apply(ctx context.Context) error {
 	ctx, done := forbidden(ctx, p.nc)
 	defer done()

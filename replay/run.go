@@ -24,7 +24,7 @@ const (
 	progressEvery = 200 * time.Millisecond
 )
 
-// errUnacknowledged: an acknowledgement says something else than expected.
+// errUnacknowledged: an acknowledgement is not the one that was expected.
 var errUnacknowledged = errors.New("copies were not stored in their place")
 
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
@@ -46,7 +46,7 @@ type run struct {
 	bytes   int              // of their bodies
 	read    uint64           // sequence up to which every message was looked at
 	counted uint64           // and counted: after an interruption some are read again
-	yielded bool             // to copies of another run, once, before the first of this one
+	yielded bool             // to the copies of another run, once, before this one had stored any
 
 	next  time.Time // when the rate allows the next copy
 	moved time.Time // when something was read or stored last
@@ -71,7 +71,7 @@ func newRun(nc *nats.Conn, name string, o Options) (*run, error) {
 	}, err
 }
 
-// finish reads and copies until the end, over every interruption that passes.
+// finish reads and copies until the end, in spite of interruptions that pass.
 func (r *run) finish(ctx context.Context) error {
 	err := r.attempt(ctx)
 	for err != nil && ctx.Err() == nil && passes(err) && time.Since(r.moved) < patience {
@@ -251,8 +251,8 @@ func (r *run) pace(ctx context.Context) error {
 	}
 }
 
-// await takes the acknowledgements that are there, and waits for more until at
-// most so many copies and bytes of theirs are not acknowledged.
+// await takes the acknowledgements that have come, and waits for more until at most
+// that many copies, of that many bytes together, are not acknowledged.
 func (r *run) await(ctx context.Context, copies, bytes int) error {
 	for len(r.pending) > 0 {
 		enough := closed

@@ -12,19 +12,19 @@ import (
 )
 
 const (
-	// What is asked for at once: so many messages, and so many bytes or as much
-	// as two of the largest messages take.
+	// The most that is asked for at once, in messages and bytes; two messages of
+	// the largest size always fit.
 	readBatch = 1000
 	readBytes = 8 << 20
-	// readIdle is after which time without all of them the server is asked
-	// whether they still are to come.
+	// readIdle is how long they may take before the server is asked whether any
+	// are still to come.
 	readIdle = 2 * time.Second
-	// readForget is after which silence of ours the server drops a consumer.
+	// readForget is how long after our last request the server drops a consumer.
 	readForget = 30 * time.Second
 )
 
 // errGap: messages were delivered and did not arrive, or do not come. Reading
-// again from the same place is all that it takes.
+// again from the same place is enough.
 var errGap = errors.New("reading the stream was interrupted")
 
 // part is a part of a stream, read in order.
@@ -142,8 +142,8 @@ func countFrom(ctx context.Context, js jetstream.JetStream, stream string, filte
 	return consumer.CachedInfo().NumPending, nil
 }
 
-// firstOf returns the first sequence that exists or may come, at a time or from
-// a sequence, of which one at most is set.
+// firstOf returns the first sequence, which exists or is still to come, at or after
+// since or fromSeq, of which at most one is set.
 func firstOf(ctx context.Context, js jetstream.JetStream, info *jetstream.StreamInfo, since time.Time, fromSeq uint64) (uint64, error) {
 	if fromSeq > info.State.LastSeq {
 		return 0, fmt.Errorf("%w: %s ends at sequence %d, before %d", ErrBeyondEnd, info.Config.Name, info.State.LastSeq, fromSeq)

@@ -20,9 +20,8 @@ const (
 	completeKey = "bridge-replay-complete"
 	// keepLeast is the shortest time for which copies may be kept.
 	keepLeast = time.Second
-	// duplicates is the duplicate window. It only has to cover what is on its
-	// way when a run takes over from another, and its ids are in the memory of
-	// the server.
+	// duplicates is the duplicate window. It only has to cover what is on its way
+	// when a run takes over from another; the server keeps the ids in memory.
 	duplicates = 10 * time.Second
 )
 
@@ -106,7 +105,7 @@ func (r *run) resume(ctx context.Context) error {
 	r.created(stream)
 	config := stream.CachedInfo().Config
 	if err := json.Unmarshal([]byte(config.Metadata[recordKey]), &r.record); err != nil {
-		return fmt.Errorf("%w: the stream %s is none", ErrNoReplay, streamName(r.name))
+		return fmt.Errorf("%w: the stream %s is not that of a replay", ErrNoReplay, streamName(r.name))
 	}
 	r.result.Before = stream.CachedInfo().State.LastSeq
 	if r.result.Complete = config.Metadata[completeKey] != ""; r.result.Complete {

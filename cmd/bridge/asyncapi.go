@@ -3,7 +3,7 @@ package main
 import "github.com/hookbus/bridge/asyncapi"
 
 type asyncapiCmd struct {
-	JSON bool `help:"Print JSON, which it is in any case."`
+	JSON bool `help:"Changes nothing: the document is always JSON."`
 }
 
 func (asyncapiCmd) Help() string {

@@ -73,7 +73,7 @@ type config struct {
 	PublishTimeout   time.Duration `env:"PUBLISH_TIMEOUT" envDefault:"3s" help:"how long to wait for the stream's acknowledgement"`
 
 	ShutdownDelay   time.Duration      `env:"SHUTDOWN_DELAY" envDefault:"0s" help:"how long to serve on after SIGTERM, with /readyz false"`
-	ShutdownTimeout time.Duration      `env:"SHUTDOWN_TIMEOUT" envDefault:"20s" help:"bound of the shutdown after that, and of the wait for DATA_DIR and SPOOL_DIR"`
+	ShutdownTimeout time.Duration      `env:"SHUTDOWN_TIMEOUT" envDefault:"20s" help:"how long the shutdown after that may take, and how long to wait for DATA_DIR and SPOOL_DIR at the start"`
 	SchemaMode      ingress.SchemaMode `env:"SCHEMA_MODE" envDefault:"mark" help:"what becomes of an event that its schema does not allow: mark, quarantine, or off"`
 	SchemaBaseURL   string             `env:"SCHEMA_BASE_URL" help:"where /schemas of the admin listener can be reached by consumers; it goes into dataschema"`
 
@@ -224,7 +224,7 @@ func (c *config) check() (problems configError) {
 	}
 	for variable, prefix := range map[string]string{"SUBJECT_PREFIX": c.SubjectPrefix, "QUARANTINE_PREFIX": c.QuarantinePrefix} {
 		if !prefixName.MatchString(prefix) { // clients get their replies under _INBOX
-			wrong(variable, "%q is not a subject of letters, digits, _ and -, without _ at its begin", prefix)
+			wrong(variable, "%q is not a subject of letters, digits, _ and -, that does not begin with _", prefix)
 		}
 	}
 	if c.Stream == c.QuarantineStream {
@@ -270,7 +270,7 @@ func (c *config) check() (problems configError) {
 		wrong("SCHEMA_MODE", "%q is not mark, quarantine or off", c.SchemaMode)
 	}
 	if u, err := url.Parse(c.SchemaBaseURL); c.SchemaBaseURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.ContainsAny(c.SchemaBaseURL, " \t") || u.RawQuery+u.Fragment != "" || u.User != nil) {
-		wrong("SCHEMA_BASE_URL", "it is no URL like https://bridge.example.com")
+		wrong("SCHEMA_BASE_URL", "it is not a URL like https://bridge.example.com")
 	}
 	c.SchemaBaseURL = strings.TrimSuffix(c.SchemaBaseURL, "/")
 	if !slices.Contains([]string{"", "json", "text"}, c.LogFormat) {
@@ -280,7 +280,7 @@ func (c *config) check() (problems configError) {
 	return problems
 }
 
-// missing returns which of the files that serve needs are not there.
+// missing returns a problem for each file that serve needs and that is not there.
 func (c *config) missing() (problems configError) {
 	for variable, file := range map[string]string{
 		"TLS_CERT_FILE": c.TLSCertFile, "TLS_KEY_FILE": c.TLSKeyFile, "NATS_CREDS_FILE": c.NATSCredsFile, "NATS_NKEY_FILE": c.NATSNKeyFile,

@@ -18,9 +18,9 @@ import (
 
 type devCmd struct{}
 
-// Help says what is special about it.
+// Help says how it differs from serve.
 func (devCmd) Help() string {
-	return "It is serve on loopback addresses, without TLS, with the secrets that are not set generated. Every provider's samples are sent over HTTP, signed as the provider would, and shown as a subscriber receives them; then it keeps running."
+	return "Like serve, but on loopback addresses, without TLS, and with generated secrets where none are set. Every provider's samples are sent over HTTP, signed as the provider would, and shown as a subscriber receives them; then it keeps running."
 }
 
 func (devCmd) Run(c *cli) error {

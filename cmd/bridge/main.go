@@ -86,7 +86,7 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 		fmt.Fprintf(stderr, "bridge: %v\nTry: bridge --help\n", err)
 		return exitUsage
 	}
-	for _, p := range command.Path { // --consumer "$UNSET" is not to do what it does without --consumer
+	for _, p := range command.Path { // --consumer "$UNSET" must not act as if it were not there
 		if p.Flag != nil && empty(p.Flag.Target.Interface()) {
 			fmt.Fprintf(stderr, "bridge: --%s has no value\n", p.Flag.Name)
 			return exitUsage
@@ -106,7 +106,7 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 	return exitFailed
 }
 
-// empty reports whether a flag's value is no text, or a list with one that is none.
+// empty reports whether a flag's value is "", an empty list or a list with "".
 func empty(value any) bool {
 	switch v := value.(type) {
 	case string:

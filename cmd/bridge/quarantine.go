@@ -40,7 +40,7 @@ type selected struct {
 	Sequence []uint64 `arg:"" optional:"" help:"Numbers, as ls shows them." placeholder:"SEQ"`
 	All      bool     `help:"All of them."`
 	Provider string   `help:"Those of this provider." placeholder:"PROVIDER"`
-	Reason   string   `help:"Those with this reason, as body_not_json or schema_violation." placeholder:"REASON"`
+	Reason   string   `help:"Those with this reason, such as body_not_json or schema_violation." placeholder:"REASON"`
 }
 
 func (s selected) check() error {
@@ -54,7 +54,7 @@ func (s selected) check() error {
 	return checkKind(s.Provider, s.Reason)
 }
 
-// checkKind finds a provider or a reason that there is not.
+// checkKind refuses a provider or a reason that does not exist.
 func checkKind(provider, reason string) error {
 	if reason != "" && !slices.Contains(ingress.QuarantineReasons, ingress.Reason(reason)) {
 		return usageError(fmt.Sprintf("--reason %s: it is one of %s", reason, strings.Trim(fmt.Sprint(ingress.QuarantineReasons), "[]")))

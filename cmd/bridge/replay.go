@@ -23,15 +23,15 @@ import (
 )
 
 type replayCmd struct {
-	Since   string   `help:"Events stored at this time or later: RFC 3339, or how long ago, as 1h." placeholder:"TIME"`
-	Until   string   `help:"Events stored before this time. What comes in after the start is not replayed in any case." placeholder:"TIME"`
+	Since   string   `help:"Events stored at this time or later: RFC 3339, or how long ago, for example 1h." placeholder:"TIME"`
+	Until   string   `help:"Events stored before this time. What is stored after the start is never replayed." placeholder:"TIME"`
 	FromSeq uint64   `help:"Events from this sequence of the stream on." placeholder:"N"`
-	ToSeq   uint64   `help:"Events up to this sequence, itself included." placeholder:"N"`
+	ToSeq   uint64   `help:"Events up to and including this sequence." placeholder:"N"`
 	Filter  []string `help:"Events on this subject; wildcards are * and >. May be repeated." sep:"none" placeholder:"SUBJECT"`
 	Type    []string `help:"Events of this CloudEvents type. May be repeated." sep:"none" placeholder:"TYPE"`
 	ID      []string `help:"The event with this CloudEvents id. May be repeated." sep:"none" placeholder:"ID"`
 	Subject string   `help:"Events about this entity, their ce-subject." placeholder:"ENTITY"`
-	Rate    int      `help:"At most so many events a second; 0: as fast as possible." placeholder:"N"`
+	Rate    int      `help:"At most this many events a second; 0: as fast as possible." placeholder:"N"`
 	DryRun  bool     `help:"Only count what would be delivered, by type."`
 
 	Name     string        `help:"Name of the replay, of a-z, 0-9, _ and -; without it, the time and a random part." placeholder:"NAME"`
@@ -47,9 +47,9 @@ const defaultKeep = 24 * time.Hour
 
 // Help says what the flags do together.
 func (replayCmd) Help() string {
-	return `Without --consumer, what is selected is copied to replay.<name>.<subject> in a stream of its own, REPLAY_<name>, byte for byte, with the headers Bridge-Replay, Bridge-Replay-Sequence and Bridge-Replay-Run. Who wants a replay subscribes to it; nobody else sees it. An interrupted replay is continued with --resume and copies nothing twice.
+	return `Without --consumer, what is selected is copied to replay.<name>.<subject> in a stream of its own, REPLAY_<name>, byte for byte, with the headers Bridge-Replay, Bridge-Replay-Sequence and Bridge-Replay-Run. Only those who subscribe to it see it. An interrupted replay is continued with --resume and copies nothing twice.
 
-With --consumer, an existing durable consumer of the stream of events receives again what it has had, from --since or --from-seq on, whatever its own filters let through.
+With --consumer, an existing durable consumer of the stream of events receives again all that its own filters let through, from --since or --from-seq on.
 
 Progress is on stderr: a line that is rewritten on a terminal, else a line of JSON every five seconds. The summary is on stdout.`
 }
@@ -60,7 +60,7 @@ func (r *replayCmd) Run(c *cli) error {
 		err = r.check(selection)
 	}
 	if err == nil && r.Consumer != "" && !r.Yes && !r.DryRun && !terminal(c.stdin) {
-		err = usageError("--consumer sets back where a consumer is: --yes is needed where nobody can be asked; --dry-run shows what it would deliver")
+		err = usageError("--consumer sets a consumer back: --yes is needed where nobody can be asked; --dry-run shows what would be delivered")
 	}
 	if err != nil {
 		return err
@@ -106,7 +106,7 @@ func moment(flag, text string, now time.Time) (time.Time, error) {
 	}
 	t, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return t, usageError(fmt.Sprintf("%s %q is neither a duration, as 90m, nor a time, as 2006-01-02T15:04:05Z", flag, text))
+		return t, usageError(fmt.Sprintf("%s %q is neither a duration like 90m nor a time like 2006-01-02T15:04:05Z", flag, text))
 	}
 	return t, nil
 }
@@ -121,7 +121,7 @@ func (r *replayCmd) check(s replay.Selection) error {
 		return usageError("--yes goes with --consumer, which is missing or empty")
 	case r.Consumer != "":
 		if r.Resume != "" || r.Name != "" || r.Keep != 0 || r.Rate != 0 || ends || selects {
-			return usageError("--consumer goes with --since or --from-seq alone: the server sets back a consumer's place in the stream, and all that its own filters let through from there on comes again; to select among that, or to slow it down, replay without --consumer")
+			return usageError("--consumer goes with --since or --from-seq alone: the server sets back a consumer's place in the stream, and delivers again all that the consumer's own filters let through from there on; to select among that, or to slow it down, replay without --consumer")
 		}
 		if !begins {
 			return usageError("--consumer needs --since or --from-seq: the place to which to set it back")

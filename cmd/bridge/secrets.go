@@ -90,7 +90,7 @@ func (v *verifier) reload() error {
 	return err
 }
 
-// inUse tells how many secrets are in use: that a rotation has come in.
+// inUse tells how many secrets are in use, which shows that a new one was read.
 func (v *verifier) inUse(provider string) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "bridge_secrets",

@@ -144,7 +144,7 @@ type delivery struct {
 	Took time.Duration `json:"took_ns"`
 }
 
-// told is what a bridge says; what is none may say anything.
+// told is what a bridge answers; another server may answer anything.
 type told struct {
 	Result string `json:"result,omitempty"`
 	ID     string `json:"id,omitempty"`
@@ -201,7 +201,7 @@ func newSecret(s signature.Scheme) string {
 	return "dev-" + rand.Text()
 }
 
-// printJSON prints v on one line; on a terminal without what that would obey.
+// printJSON prints v on one line; on a terminal without what the terminal would obey.
 func printJSON(w io.Writer, v any) error {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)

@@ -245,10 +245,10 @@ func (b *bridge) wait(ctx context.Context) error {
 	}
 }
 
-// stop takes everything down so that nothing answered is lost: not ready, serve
-// on for the delay while connections that are kept open go, no new requests, finish those in flight, then spool,
-// indexer, NATS, the admin listener and what is left of the traces. After the
-// delay the shutdown timeout bounds it.
+// stop takes everything down so that nothing answered is lost: not ready; serve on
+// for the delay, in which connections that are kept open are closed; no new requests;
+// finish those in flight; then spool, indexer, NATS, the admin listener and what is
+// left of the traces. After the delay the shutdown timeout bounds it.
 func (b *bridge) stop() error {
 	b.log.Info("shutting down")
 	b.admin.Drain()

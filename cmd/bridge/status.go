@@ -89,7 +89,8 @@ func (s *statusCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
-	// Without c.ctx: what NATS does not permit is no reason not to ask the bridges.
+	// Not c.ctx: it ends when NATS does not permit something, and the bridges are
+	// asked all the same.
 	ctx, stop := signal.NotifyContext(context.WithoutCancel(c.ctx), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, statusPatience)
@@ -132,8 +133,8 @@ func (st *overview) ask(ctx context.Context, c *cli, cfg *config) error {
 	return err
 }
 
-// read asks NATS. What is missing it says; after an error, what was found until
-// then is there.
+// read asks NATS and notes what is missing. After an error, what was found until
+// then stays.
 func (st *overview) read(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -363,7 +364,7 @@ func (b bridgeStatus) summary() string {
 	return strings.Join(parts, ", ")
 }
 
-// ago says how long ago that was; nothing of no time.
+// ago says how long ago that was; "-" for the zero time.
 func ago(t time.Time) string {
 	if t.IsZero() {
 		return "-"

@@ -27,7 +27,7 @@ import (
 
 type tailCmd struct {
 	Filter   string        `help:"Only events on this subject; wildcards are * and >." placeholder:"SUBJECT"`
-	Since    time.Duration `help:"Begin with events stored this long ago, as 1h or 30m; without it, with the next one." placeholder:"D"`
+	Since    time.Duration `help:"Begin with events stored this long ago, for example 1h or 30m; without it, with the next one." placeholder:"D"`
 	Provider string        `help:"Only events of this provider." placeholder:"PROVIDER"`
 	Type     string        `help:"Only events of this CloudEvents type." placeholder:"TYPE"`
 	Outcome  string        `help:"Only events with this outcome: approved, rejected, review, pending, completed or failed." placeholder:"OUTCOME"`
@@ -68,7 +68,7 @@ func (t *tailCmd) Run(c *cli) error {
 // outcomes of an event.
 var outcomes = []string{"approved", "rejected", "review", "pending", "completed", "failed"}
 
-// checkProvider finds a provider that there is not.
+// checkProvider refuses a provider that does not exist.
 func checkProvider(name string) error {
 	if _, known := normalize.ByName(name); name != "" && !known {
 		return usageError(fmt.Sprintf("--provider %s: it is one of %s", name, providerNames()))

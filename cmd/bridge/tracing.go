@@ -37,7 +37,7 @@ func traceVariables(vars map[string]string) traceConfig {
 	}
 }
 
-// protocol is what spans are sent by.
+// protocol is the one by which spans are sent.
 const protocol = "http/protobuf"
 
 // on reports whether there is somewhere to send traces to.
@@ -56,11 +56,11 @@ func (c traceConfig) problems() (problems configError) {
 		wrong("OTEL_TRACES_EXPORTER: %q is neither otlp nor none", c.exporter)
 	}
 	if c.protocol != protocol {
-		wrong("OTEL_EXPORTER_OTLP_PROTOCOL: %q is not spoken, only %s, for which collectors listen on port 4318", c.protocol, protocol)
+		wrong("OTEL_EXPORTER_OTLP_PROTOCOL: %q is not supported, only %s, for which collectors listen on port 4318", c.protocol, protocol)
 	}
 	u, err := url.Parse(c.endpoint)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery+u.Fragment != "" {
-		wrong("OTEL_EXPORTER_OTLP_ENDPOINT: it is no URL like http://collector:4318")
+		wrong("OTEL_EXPORTER_OTLP_ENDPOINT: it is not a URL like http://collector:4318")
 	} else if u.User != nil {
 		wrong("OTEL_EXPORTER_OTLP_ENDPOINT: a user in it is not sent; set OTEL_EXPORTER_OTLP_HEADERS")
 	}
@@ -131,7 +131,7 @@ func (w *warner) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan)
 	return nil
 }
 
-// answered is how the exporter tells of an answer.
+// answered matches an answer's status in the exporter's error.
 var answered = regexp.MustCompile(`: (\d{3} [A-Za-z ]+) \(body: `)
 
 // cause says why an export failed, without the URL and what the collector

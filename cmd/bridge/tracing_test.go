@@ -383,7 +383,7 @@ func TestWrongTraceVariables(t *testing.T) {
 	}{
 		"gRPC": {
 			[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317", "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "BRIDGE_STREAM=a.b"},
-			[]string{"OTEL_EXPORTER_OTLP_PROTOCOL: \"grpc\" is not spoken, only http/protobuf", "BRIDGE_STREAM: ", "BRIDGE_WALDO_SECRETS: "},
+			[]string{"OTEL_EXPORTER_OTLP_PROTOCOL: \"grpc\" is not supported, only http/protobuf", "BRIDGE_STREAM: ", "BRIDGE_WALDO_SECRETS: "},
 		},
 		"another exporter": {
 			[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318", "OTEL_TRACES_EXPORTER=zipkin"},

@@ -16,8 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// lookInterval is how often files are looked at without an event: of a link's
-// target, or of a folder that another one replaces, there is none.
+// lookInterval is how often files are looked at without an event: a change of a link's
+// target, or a folder that is replaced by another, causes none.
 const lookInterval = 30 * time.Second
 
 // files are read again when they have changed.
@@ -92,7 +92,7 @@ func (f *files) start() {
 	}
 }
 
-// changed reads the files of which an event with this name may tell.
+// changed reads the files that an event with this name may be about.
 func (f *files) changed(name string) {
 	read := false
 	for file := range f.reload {
@@ -100,7 +100,7 @@ func (f *files) changed(name string) {
 		if name != filepath.Base(file) && name != "..data" {
 			continue
 		}
-		if content, err := contentOf(file); err == nil { // else it may just be being replaced
+		if content, err := contentOf(file); err == nil { // else it may be in the middle of a replacement
 			read = f.update(file, content) || read
 		}
 	}
@@ -109,8 +109,8 @@ func (f *files) changed(name string) {
 	}
 }
 
-// look reads the files that have changed without an event, and says which cannot
-// be read; at a single look it may just be being replaced.
+// look reads the files that have changed without an event. It says which cannot be read
+// at two looks in a row: at one, a file may be in the middle of a replacement.
 func (f *files) look() {
 	for file := range f.reload {
 		content, err := contentOf(file)
