@@ -169,7 +169,7 @@ func (x *Indexer) handle(ctx context.Context, msgs []jetstream.Msg, st *bus.Stat
 				return
 			}
 			failpoint.Hit("index-ack")
-			// Until it comes, the server holds the message back; after indexAckWait it
+			// Until it is acknowledged the server holds it back; after indexAckWait it
 			// delivers it again anyway.
 			for msg.Ack() != nil && time.Since(begun) < indexAckWait {
 				wait(context.Background(), nil, 20*time.Millisecond)
