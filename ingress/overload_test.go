@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -22,7 +21,7 @@ import (
 // nothing, and returns when the server has taken them all.
 func crowd(t *testing.T, r *rig, n int, text string) []net.Conn {
 	t.Helper()
-	before := runtime.NumGoroutine()
+	before := r.conns.Load()
 	var conns []net.Conn
 	for range n {
 		c := dial(t, r.url)
@@ -31,7 +30,7 @@ func crowd(t *testing.T, r *rig, n int, text string) []net.Conn {
 		}
 		conns = append(conns, c)
 	}
-	natstest.Eventually(t, 10*time.Second, "a goroutine for each", func() bool { return runtime.NumGoroutine() >= before+n })
+	natstest.Eventually(t, 10*time.Second, "the server has them all", func() bool { return r.conns.Load() >= before+int64(n) })
 	return conns
 }
 

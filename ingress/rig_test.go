@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -46,6 +47,7 @@ type rig struct {
 	js       jetstream.JetStream
 	log      *natstest.Output
 	level    slog.LevelVar
+	conns    atomic.Int64 // that the server has accepted
 
 	now atomic.Pointer[time.Time]
 }
@@ -128,6 +130,11 @@ func newTracedRig(t testing.TB, url string, spool bus.SpoolConfig, tracer trace.
 	r.admin = ingress.NewAdmin(r.bus.State, x.Lag, r.keeper(), []byte(`{"asyncapi":"3.0.0"}`), r.registry, &r.level, log)
 	server := httptest.NewUnstartedServer(h)
 	server.Config = ingress.NewServer(h, log)
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			r.conns.Add(1)
+		}
+	}
 	server.Start()
 	r.url = server.URL
 
