@@ -26,8 +26,8 @@ type Rejected struct {
 	Body             []byte
 	Received         time.Time
 	Headers          map[string]string // of the request; they are kept as Bridge-Header-<name>
-	// Repeatable: the same body may come again for another occurrence, since it has
-	// neither id nor time. Each is kept.
+	// Repeatable: the same body may come again for another occurrence, since no id and
+	// no time is known in it. Each is kept.
 	Repeatable bool
 }
 

@@ -261,7 +261,7 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	if err != nil {
 		return h.keep(ctx, bus.Spooled{Rejected: &bus.Rejected{
 			Provider: e.Provider.Name, Reason: string(reasonFor(err)), Body: body, Received: received, Headers: headers,
-			Repeatable: errors.Is(err, normalize.ErrNoIdentity) || event != nil && event.Identity.Judged(),
+			Repeatable: event == nil || event.Identity.Judged(),
 		}}, deadline)
 	}
 	failpoint.Hit("normalized")

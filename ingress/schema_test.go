@@ -150,6 +150,33 @@ func TestQuarantineKeepsEveryReport(t *testing.T) {
 	}
 }
 
+// A body in which nothing is known that tells occurrences apart is kept each time it
+// comes; a copy of an event with an id is not.
+func TestQuarantineKeepsWhatMayBeAnother(t *testing.T) {
+	waldo := provider(t, "waldo")
+	r := schemaRig(t, ingress.SchemaQuarantine)
+	for name, test := range map[string]struct {
+		body string
+		kept uint64
+	}{
+		"no type":        {`{"flag":true,"customerId":"c1"}`, 2},
+		"not an object":  {`["verification.completed"]`, 2},
+		"not JSON":       {`status=AUTO_APPROVED`, 2},
+		"no identity":    {`{"event":"flag","flag":true}`, 2},
+		"an id":          {`{"event":"flag","requestId":"r1","flag":"yes","customerId":"c1"}`, 1},
+		"neither, state": {wrong, 2},
+	} {
+		before := r.stored("WEBHOOKS_QUARANTINE")
+		for i := range 2 {
+			r.setNow(start.Add(time.Duration(i) * time.Minute))
+			r.serve(r.signed(waldo, []byte(test.body))).expect(t, http.StatusOK, "quarantined")
+		}
+		if kept := r.stored("WEBHOOKS_QUARANTINE") - before; kept != test.kept {
+			t.Errorf("%s: %d in the quarantine, want %d", name, kept, test.kept)
+		}
+	}
+}
+
 func TestSchemasAreServed(t *testing.T) {
 	r := oneServer(t)
 	get := func(path string) (int, string) {

@@ -361,6 +361,8 @@ func TestSubject(t *testing.T) {
 		"type of an event":        {"webhooks", "wallet.transfer.confirmed", "webhooks.dfns.wallet.transfer.confirmed"},
 		"prefix of two tokens":    {"eu.webhooks", "a", "eu.webhooks.dfns.a"},
 		"digits and marks":        {"webhooks", "a-1_b", "webhooks.dfns.a-1_b"},
+		"all that is kept":        {"webhooks", "abcdefghijklmnopqrstuvwxyz0123456789_-", "webhooks.dfns.abcdefghijklmnopqrstuvwxyz0123456789_-"},
+		"what stands beside it":   {"webhooks", "`{/:", "webhooks.dfns.____"},
 		"wildcards":               {"webhooks", "*.>", "webhooks.dfns._._"},
 		"white space":             {"webhooks", "a b\tc", "webhooks.dfns.a_b_c"},
 		"one _ for a character":   {"webhooks", "aé😀Z\x00\xff", "webhooks.dfns.a_____"},
