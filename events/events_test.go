@@ -55,14 +55,22 @@ func TestDecode(t *testing.T) {
 	}
 }
 
-// ı is upper-cased to I, and is another letter than i to the decoder.
-func TestDecodeTellsLettersApart(t *testing.T) {
-	e, err := events.Decode(t.Context(), nil, of("com.trusthub.onboarding.auto_approved", `{"sessionId":"s-1","sess\u0131onId":"s-2","status":"AUTO_APPROVED"}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p, ok := e.Payload.(*trusthub.OnboardingEvent); !ok || p.SessionID != "s-1" {
-		t.Errorf("got %+v", e.Payload)
+// What is no name that comes twice.
+func TestDecodeTellsNamesApart(t *testing.T) {
+	for name, member := range map[string]string{
+		"ı is upper-cased to I, and is another letter than i to the decoder": `"sess\u0131onId":"s-2"`,
+		"equal strings in a list":     `"a":["b","b",["b"],"b"]`,
+		"equal names of two objects":  `"a":[{"b":1},{"b":2}],"c":{"a":1}`,
+		"a value that is like a name": `"a":"sessionId","b":"a"`,
+	} {
+		e, err := events.Decode(t.Context(), nil, of("com.trusthub.onboarding.auto_approved", `{"sessionId":"s-1",`+member+`,"status":"AUTO_APPROVED"}`))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if p, ok := e.Payload.(*trusthub.OnboardingEvent); !ok || p.SessionID != "s-1" {
+			t.Errorf("%s: got %+v", name, e.Payload)
+		}
 	}
 }
 
