@@ -557,6 +557,41 @@ func TestNothingLeaks(t *testing.T) {
 	}
 }
 
+// A line for each request says what came of it, and which message in NATS it is.
+func TestLogOfRequests(t *testing.T) {
+	r := oneServer(t)
+	waldo := provider(t, "waldo")
+	unsigned := r.signed(waldo, r.fresh(waldo))
+	unsigned.Header.Del("X-Waldo-Signature")
+	for _, test := range []struct {
+		name    string
+		request *http.Request
+		level   string
+		result  string
+		reason  string
+	}{
+		{"taken", r.signed(waldo, r.fresh(waldo)), "DEBUG", "accepted", ""},
+		{"not understood", r.signed(waldo, []byte("secret")), "WARN", "quarantined", "body_not_json"},
+		{"refused", unsigned, "WARN", "rejected", "signature_missing"},
+	} {
+		before := len(r.log.String())
+		a := r.serve(test.request)
+		type line struct{ Level, Msg, Provider, Result, Reason, ID string }
+		var got line
+		for text := range strings.Lines(r.log.String()[before:]) {
+			if err := json.Unmarshal([]byte(text), &got); err != nil {
+				t.Fatal(err)
+			}
+			if got.Msg == "webhook" {
+				break
+			}
+		}
+		if want := (line{test.level, "webhook", "waldo", test.result, test.reason, a.ID}); got != want || test.result != "rejected" && a.ID == "" {
+			t.Errorf("%s: got %+v, want %+v", test.name, got, want)
+		}
+	}
+}
+
 func TestLogLevel(t *testing.T) {
 	r := oneServer(t)
 	for _, test := range []struct {
