@@ -104,6 +104,15 @@ func TestProviderWithoutSecret(t *testing.T) {
 	}
 }
 
+func TestMetricsOfTwoHandlers(t *testing.T) {
+	registry := newRegistry()
+	for i, want := range []bool{true, false} {
+		if _, err := ingress.New(nil, nil, nil, nil, nil, ingress.Limits{}, time.Now, discard(), registry, nil); (err == nil) != want {
+			t.Errorf("handler %d: %v", i, err)
+		}
+	}
+}
+
 // The vendors' formats as they were computed from their documents.
 func TestVectors(t *testing.T) {
 	file, err := os.ReadFile("../signature/testdata/signatures.json")

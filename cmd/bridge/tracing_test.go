@@ -248,6 +248,23 @@ func TestTrace(t *testing.T) {
 	}
 }
 
+// A request that could not be stored is an error in its trace.
+func TestTraceOfFailure(t *testing.T) {
+	c := oteltest.New(t)
+	nats := natstest.Server(t)
+	environ := tracedEnvironment(t, environment(t, "BRIDGE_NATS_URL="+nats.ClientURL(), "BRIDGE_WALDO_SECRETS=s"), "OTEL_EXPORTER_OTLP_ENDPOINT="+c.URL)
+	serve(t, environ)
+	nats.Shutdown()
+	nats.WaitForShutdown()
+	if answer := post(t, environ, "s", flag(1)); answer.Reason != "bus_unavailable" {
+		t.Fatal(answer)
+	}
+	root, _ := traceOf(t, c, "failed")
+	if root.Status.GetCode() != tracepb.Status_STATUS_CODE_ERROR || root.Attr("error.type") != "bus_unavailable" || root.Attr("http.response.status_code") != "int_value:503" {
+		t.Errorf("got %v", root.Span)
+	}
+}
+
 // What waits in the spool is published in the trace of its request; attempts that
 // fail meanwhile are not in it.
 func TestTraceThroughSpool(t *testing.T) {
