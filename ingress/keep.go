@@ -142,11 +142,9 @@ func (h *Handler) deliver(ctx context.Context, item *bus.Spooled, once once) (an
 	return answer{result: quarantined, id: item.Rejected.ID(), reason: Reason(item.Rejected.Reason)}, nil
 }
 
-// unjudged stores a state report whatever is known.
+// unjudged stores a state report whatever is known, under the id that it was given for
+// the spool, which may hold it after all.
 func unjudged(ctx context.Context, e *normalize.Event, publish dedupe.Publish) (dedupe.Result, error) {
-	if e.Token == "" {
-		e.SetToken(rand.Text())
-	}
 	ack, err := publish(ctx, e)
 	return dedupe.Result{ID: e.CloudEvent.ID(), Duplicate: ack.Duplicate}, err
 }
