@@ -42,6 +42,22 @@ func (s *slowDisk) put(ctx context.Context, entries ...bus.Entry) error {
 	}
 }
 
+// LoseAnswer has the answer of the next conditional write get lost, which was done.
+func (d *Deduper) LoseAnswer() { d.index = &lossy{index: d.index} }
+
+type lossy struct {
+	index
+	lost atomic.Bool
+}
+
+func (l *lossy) swap(ctx context.Context, name string, value []byte, revision uint64) error {
+	err := l.index.swap(ctx, name, value, revision)
+	if l.lost.CompareAndSwap(false, true) && err == nil {
+		return context.DeadlineExceeded
+	}
+	return err
+}
+
 // HearsLate has the deduper believe that the stream is the one created then,
 // until it asks in any case.
 func (d *Deduper) HearsLate(created time.Time) {

@@ -242,6 +242,43 @@ func TestReportsThatHaveWaited(t *testing.T) {
 	}
 }
 
+// A copy that comes while a report out of a spool is on its way is stored with it.
+func TestReportThatHasWaitedIsJoined(t *testing.T) {
+	t.Parallel()
+	server := natstest.Server(t)
+	b, other := start(t, external(server)), start(t, external(server))
+	e := b.event(flag("c-1", true))
+	e.SetToken("own")
+	var joined dedupe.Result
+	r, err := b.dedupe.OnceCertain(t.Context(), e, func(ctx context.Context, e *normalize.Event) (bus.Ack, error) {
+		if joined.ID == "" {
+			joined = other.once(other.eventAt(flag("c-1", true), time.Second))
+		}
+		return b.bus.Publish(ctx, e)
+	})
+	if err != nil || joined.Duplicate || r.ID != joined.ID {
+		t.Errorf("got %+v, %v, and for its copy %+v", r, err, joined)
+	}
+	b.wantStored(1)
+}
+
+// What the bucket was asked to write is written once more if the answer is lost.
+func TestMarkWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t)))
+	b.dedupe.LoseAnswer()
+	b.index()
+	e := b.event(flag("c-1", true))
+	if r, err := b.dedupe.OnceCertain(t.Context(), e, b.bus.Publish); err != nil || r.Duplicate {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	b.knows(flag("c-1", true), e.CloudEvent.ID())
+	if m := b.entry(e.Identity.StateKey).Mark; m != nil {
+		t.Errorf("mark left: %+v", m)
+	}
+	b.wantStored(1)
+}
+
 // One that was stored before a crash is known by its id, when the stream no
 // longer knows it and one that had been received before is stored behind it.
 func TestReportHandedOverAgain(t *testing.T) {
