@@ -70,12 +70,21 @@ func (k kept) missing() error {
 	return err
 }
 
-// putBack puts removed streams back. No server may run.
+// putBack puts removed streams back. No server may run. One that has just stopped may
+// still remove the directories above a stream, once each, if they are empty.
 func (k kept) putBack() error {
 	names, err := k.removed()
+	attempts := 2*len(names) + 1
 	for _, name := range names {
 		stream := filepath.Join(k.streams, name)
-		err = errors.Join(err, os.RemoveAll(stream), os.MkdirAll(k.streams, 0o700), os.Rename(filepath.Join(k.links, name), stream))
+		var failed error
+		for range attempts {
+			failed = errors.Join(os.RemoveAll(stream), os.MkdirAll(k.streams, 0o700), os.Rename(filepath.Join(k.links, name), stream))
+			if !errors.Is(failed, fs.ErrNotExist) {
+				break
+			}
+		}
+		err = errors.Join(err, failed)
 	}
 	return err
 }
