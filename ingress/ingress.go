@@ -261,11 +261,22 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, e Endpoint, st
 	if err != nil {
 		return h.keep(ctx, bus.Spooled{Rejected: &bus.Rejected{
 			Provider: e.Provider.Name, Reason: string(reasonFor(err)), Body: body, Received: received, Headers: headers,
-			Repeatable: event == nil || event.Identity.Judged(),
+			Repeatable: repeatable(event, err),
 		}}, deadline)
 	}
 	failpoint.Hit("normalized")
 	return h.keep(ctx, bus.Spooled{Event: event, Headers: headers}, deadline)
+}
+
+// repeatable reports whether a body that is no event may come again for another
+// occurrence, so that each is kept. One that is no object is kept once within the
+// quarantine's duplicate window: a second would say nothing that the first does not, and
+// a provider that has not seen the answer sends it again.
+func repeatable(e *normalize.Event, err error) bool {
+	if e != nil {
+		return e.Identity.Judged()
+	}
+	return !errors.Is(err, normalize.ErrNotJSON)
 }
 
 // newEvent makes a verified body an event. The errors are those of

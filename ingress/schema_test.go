@@ -150,8 +150,8 @@ func TestQuarantineKeepsEveryReport(t *testing.T) {
 	}
 }
 
-// A body in which nothing is known that tells occurrences apart is kept each time it
-// comes; a copy of an event with an id is not.
+// An object in which nothing is known that tells occurrences apart is kept each time it
+// comes; a copy of an event with an id is not, nor one of what is no object.
 func TestQuarantineKeepsWhatMayBeAnother(t *testing.T) {
 	waldo := provider(t, "waldo")
 	r := schemaRig(t, ingress.SchemaQuarantine)
@@ -160,8 +160,8 @@ func TestQuarantineKeepsWhatMayBeAnother(t *testing.T) {
 		kept uint64
 	}{
 		"no type":        {`{"flag":true,"customerId":"c1"}`, 2},
-		"not an object":  {`["verification.completed"]`, 2},
-		"not JSON":       {`status=AUTO_APPROVED`, 2},
+		"not an object":  {`["verification.completed"]`, 1},
+		"not JSON":       {`status=AUTO_APPROVED`, 1},
 		"no identity":    {`{"event":"flag","flag":true}`, 2},
 		"an id":          {`{"event":"flag","requestId":"r1","flag":"yes","customerId":"c1"}`, 1},
 		"neither, state": {wrong, 2},
