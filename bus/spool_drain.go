@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -39,7 +40,7 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 		case errors.Is(err, ErrUnavailable):
 			limit = 1 // one is enough to find out
 			wait(ctx, spoolRetry)
-		case n > 0:
+		case n > 0, s.begin > 0:
 		case err != nil, len(s.parked) > 0, s.tight.Load():
 			wait(ctx, spoolRetry)
 		default:
@@ -153,11 +154,8 @@ func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
 // what had been stored is handed over again, and a report is recognised only
 // until the next is stored.
 func (s *Spool) oldest(ctx context.Context, limit int) (batch []stored, err error) {
-	for key, until := range s.parked {
-		if time.Now().After(until) {
-			delete(s.parked, key)
-			s.begin = 0
-		}
+	if s.begin == 0 { // else what is behind would never be reached where reading is slow
+		maps.DeleteFunc(s.parked, func(_ string, until time.Time) bool { return time.Now().After(until) })
 	}
 	subject := anySubject
 	if _, parked := s.parked[rejected]; parked {
@@ -219,12 +217,16 @@ func (s *Spool) recount(ctx context.Context) {
 	}
 	s.mu.Lock() // nothing is being written
 	defer s.mu.Unlock()
-	unsure, counted := s.unsure.Swap(false), s.Len()
-	if err := s.countStored(ctx); err != nil {
+	unsure, messages, events := s.unsure.Swap(false), s.Len(), s.Events()
+	state, err := s.state(ctx)
+	if err != nil {
 		s.log.Warn("counting what the spool holds", "error", err)
 		return
 	}
-	if missing := counted - s.Len(); missing > 0 && !unsure {
+	if uint64(messages) != state.Msgs || uint64(events) != state.Subjects[eventSubject] {
+		s.counted(state) // else who waits is known, and counting again would forget it
+	}
+	if missing := messages - s.Len(); missing > 0 && !unsure {
 		s.damaged(fmt.Sprintf("%d messages are missing", missing))
 	}
 	if s.Len() == 0 {
@@ -257,16 +259,20 @@ func (s *Spool) lookThrough(ctx context.Context) {
 	s.notify()
 }
 
-func (s *Spool) countStored(ctx context.Context) error {
+// state returns what the store holds, also by subject.
+func (s *Spool) state(ctx context.Context) (jetstream.StreamState, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	info, err := s.store.stream.Info(ctx, jetstream.WithSubjectFilter(anySubject))
 	if err != nil {
-		return err
+		return jetstream.StreamState{}, err
 	}
-	events := info.State.Subjects[eventSubject]
-	s.count.Store(int64(info.State.Msgs))
+	return info.State, nil
+}
+
+func (s *Spool) counted(state jetstream.StreamState) {
+	events := state.Subjects[eventSubject]
+	s.count.Store(int64(state.Msgs))
 	s.events.Store(int64(events))
-	s.waiting.reset(int(events), info.State.LastSeq)
-	return nil
+	s.waiting.reset(int(events), state.LastSeq)
 }

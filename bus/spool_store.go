@@ -75,11 +75,13 @@ func (s *Spool) reopen(ctx context.Context) bool {
 	}
 	s.store = st
 	s.probed.Store(false)
-	if err := s.countStored(ctx); err != nil {
+	state, err := s.state(ctx)
+	if err != nil {
 		s.broken.Store(true)
 		s.problem(fmt.Sprintf("opening %s fails: %v", s.cfg.Dir, err))
 		return false
 	}
+	s.counted(state)
 	s.opened.Store(true)
 	if n := s.Len(); n > 0 {
 		s.log.Info("the spool holds webhooks that wait for the bus", "messages", n)

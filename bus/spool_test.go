@@ -683,6 +683,12 @@ func TestSpoolLetsOthersPass(t *testing.T) {
 	if !behind("a") {
 		t.Error("a passes a")
 	}
+	stop()
+	s.Recount(t.Context()) // a was put when nothing had been found
+	if behind("b") || !behind("a") {
+		t.Error("who waits is forgotten since it was counted")
+	}
+	stop = s.run(handOver)
 	away.Store(true)
 	s.Stalled()
 	mustPut(t, s, bus.Spooled{Event: entityEvent(t, "c", 1)})
