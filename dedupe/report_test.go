@@ -262,6 +262,31 @@ func TestReportThatHasWaitedIsJoined(t *testing.T) {
 	b.wantStored(1)
 }
 
+// A report out of a spool that was received before one on its way leaves that one's
+// mark: a copy of it is still recognised.
+func TestReportThatHasWaitedLeavesALaterMark(t *testing.T) {
+	t.Parallel()
+	server := natstest.Server(t)
+	b, other := start(t, external(server)), start(t, external(server))
+	other.index()
+	var once sync.Once
+	r, err := b.dedupe.Once(t.Context(), b.eventAt(flag("c-1", false), time.Second), func(ctx context.Context, e *normalize.Event) (bus.Ack, error) {
+		once.Do(func() {
+			before := other.event(flag("c-1", true))
+			before.SetToken("own")
+			if r := certain(other, before); r.Duplicate {
+				t.Errorf("the one before: %+v", r)
+			}
+			other.stores(flag("c-1", false)) // the copy, with the first one's token
+		})
+		return b.bus.Publish(ctx, e)
+	})
+	if err != nil || !r.Duplicate {
+		t.Errorf("got %+v, %v, want what its copy has stored", r, err)
+	}
+	b.wantStored(2)
+}
+
 // What the bucket was asked to write is written once more if the answer is lost.
 func TestMarkWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
