@@ -276,21 +276,35 @@ func (b *bridge) stored() int {
 	return n
 }
 
+// subjects counts what the stream holds. A server that has only just started may not
+// answer the first question.
 func (b *bridge) subjects() map[string]int {
 	b.t.Helper()
+	for deadline := time.Now().Add(within); ; {
+		subjects, err := b.askSubjects()
+		switch {
+		case err == nil:
+			return subjects
+		case time.Now().After(deadline):
+			b.t.Fatal(err)
+		}
+	}
+}
+
+func (b *bridge) askSubjects() (map[string]int, error) {
 	stream, err := b.js.Stream(b.t.Context(), b.bus.Stream())
 	if err != nil {
-		b.t.Fatal(err)
+		return nil, err
 	}
 	info, err := stream.Info(b.t.Context(), jetstream.WithSubjectFilter(">"))
 	if err != nil {
-		b.t.Fatal(err)
+		return nil, err
 	}
 	subjects := make(map[string]int)
 	for subject, n := range info.State.Subjects {
 		subjects[subject] = int(n)
 	}
-	return subjects
+	return subjects, nil
 }
 
 func (b *bridge) wantStored(want int) {
