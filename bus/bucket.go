@@ -29,7 +29,7 @@ func (b *Bus) Put(ctx context.Context, entries ...Entry) (err error) {
 		}
 	}()
 	if !b.nc.IsConnected() {
-		return fmt.Errorf("%w: not connected to NATS", ErrUnavailable)
+		return ErrNotConnected
 	}
 	st := b.state.Load()
 	if st.bucket == nil {

@@ -31,6 +31,8 @@ var (
 	// ErrUnavailable: the event is not known to be stored; sending it again,
 	// with the same id, is safe.
 	ErrUnavailable = errors.New("bus: unavailable")
+	// ErrNotConnected is ErrUnavailable for want of a connection.
+	ErrNotConnected = fmt.Errorf("%w: not connected to NATS", ErrUnavailable)
 	// ErrNotPublishable: the server will never take this event as it is.
 	ErrNotPublishable = errors.New("bus: not publishable")
 )

@@ -93,7 +93,7 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (ack Ac
 		return Ack{}, fmt.Errorf("%w: %s", ErrUnavailable, reason)
 	}
 	if !b.nc.IsConnected() {
-		return Ack{}, fmt.Errorf("%w: not connected to NATS", ErrUnavailable)
+		return Ack{}, ErrNotConnected
 	}
 	if stream == b.cfg.Stream {
 		defer func() { b.note(err) }()
@@ -127,7 +127,7 @@ func (b *Bus) publish(ctx context.Context, msg *nats.Msg, stream string) (ack Ac
 			b.Wake()
 			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		case !b.nc.IsConnected():
-			return Ack{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+			return Ack{}, fmt.Errorf("%w: %w", ErrNotConnected, err)
 		case errors.Is(err, jetstream.ErrNoStreamResponse):
 			b.Wake()
 		}

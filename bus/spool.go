@@ -60,10 +60,10 @@ type Spool struct {
 	newest  time.Time     // receipt of what was written last
 
 	// Of Run only:
-	parked  map[string]time.Time // entities that wait after a failure, and until when
-	begin   uint64               // sequence behind which to look for other entities
-	unread  time.Time            // since when nothing can be read though there is something
-	rebuilt bool                 // because of that; it helps once or not at all
+	parked  map[string]parking // by entity
+	begin   uint64             // sequence up to which the store holds only what is parked
+	unread  time.Time          // since when nothing can be read though there is something
+	rebuilt bool               // because of that; it helps once or not at all
 }
 
 const (
@@ -76,11 +76,12 @@ const (
 	spoolTimeout = 800 * time.Millisecond // for one write or read
 	spoolPlaces  = 8                      // the server acknowledges none that came together before all are stored
 	spoolRetry   = 250 * time.Millisecond // between attempts to hand over
-	spoolPark    = 2 * time.Second        // for an entity while the bus takes others
+	spoolPark    = 2 * time.Second        // for an entity of which the bus does not take one
 	spoolReopen  = time.Second
 	longestWait  = 10 * time.Second // of a request, so that a clock may be set back
 	spoolWorkers = 16
-	spoolFew     = 64 // events
+	spoolAgain   = 4 * spoolWorkers // parked entities that are tried at a time
+	spoolFew     = 64               // events
 	// What is read ahead, and so may be handed over at the same time.
 	spoolBatch      = 512
 	spoolScan       = 8 * spoolBatch // what is looked through for it
@@ -97,7 +98,7 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 	if err != nil {
 		return nil, fmt.Errorf("BRIDGE_SPOOL_DIR: %w", err)
 	}
-	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), places: make(chan struct{}, spoolPlaces), order: make(chan struct{}, 1), parked: make(map[string]time.Time)}
+	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), places: make(chan struct{}, spoolPlaces), order: make(chan struct{}, 1), parked: make(map[string]parking)}
 	s.coming.reset(0, 0)
 	if err := reg.Register(spoolCollector{s}); err != nil {
 		lock.Unlock()

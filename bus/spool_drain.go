@@ -5,9 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,11 +24,14 @@ import (
 func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled) error) {
 	limit := spoolBatch
 	for ctx.Err() == nil {
-		if s.broken.Load() && !s.open(ctx) {
-			wait(ctx, spoolReopen)
-			continue
+		if s.broken.Load() {
+			s.begin = 0
+			if !s.open(ctx) {
+				wait(ctx, spoolReopen)
+				continue
+			}
 		}
-		n, err := s.drain(ctx, limit, handOver)
+		n, more, err := s.drain(ctx, limit, handOver)
 		if n > 0 && s.full.Swap(false) {
 			s.problem("")
 		}
@@ -40,9 +43,11 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 		case errors.Is(err, ErrUnavailable):
 			limit = 1 // one is enough to find out
 			wait(ctx, spoolRetry)
-		case n > 0, s.begin > 0:
+		case n > 0, more:
 		case err != nil, len(s.parked) > 0, s.tight.Load():
 			wait(ctx, spoolRetry)
+		case s.begin > 0:
+			s.begin = 0 // there should be nothing before
 		default:
 			s.recount(ctx)
 			select {
@@ -67,14 +72,32 @@ type stored struct {
 	Spooled
 }
 
-// drain hands over the oldest messages, limit at most, removes what was taken,
-// and returns how many that were. After the first ErrUnavailable, which is returned
-// rather than any other error, no more is begun.
-func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Context, Spooled) error) (n int, err error) {
-	batch, err := s.oldest(ctx, limit)
+// parking is for an entity of which a message could not be handed over: that one is tried
+// again, and what comes later about the entity waits.
+type parking struct {
+	until    time.Time
+	sequence uint64
+}
+
+// batch is what is handed over next.
+type batch struct {
+	messages []stored
+	again    []stored          // of parked entities: the first of each
+	held     map[string]uint64 // entities of which more was seen: its sequence
+	end      uint64            // sequence up to which all was looked at
+	more     bool              // there may be more behind it
+}
+
+// drain hands over the oldest messages, limit at most, and as many of parked entities,
+// removes what was taken, and returns how many that were, and whether there may be more
+// now. After the first ErrUnavailable, which is returned rather than any other error, no
+// more is begun. That what has failed before fails again is no error.
+func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Context, Spooled) error) (n int, more bool, err error) {
+	b, err := s.oldest(ctx, limit)
+	all := append(b.messages, b.again...)
 	var order []string // of entities
 	groups := make(map[string][]stored)
-	for _, m := range batch {
+	for _, m := range all {
 		key := m.entity()
 		if groups[key] == nil {
 			order = append(order, key)
@@ -94,18 +117,27 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 		failed := handOver(context.WithoutCancel(ctx), m.Spooled)
 		mu.Lock()
 		defer mu.Unlock()
+		_, again := s.parked[key]
 		switch {
 		case failed == nil:
 			failpoint.Hit("drain-stored")
 			s.moving.Store(true)
 			done[m.sequence] = true
-		case errors.Is(failed, ErrUnavailable):
+			delete(s.parked, key)
+		case errors.Is(failed, ErrNotConnected): // that says nothing about the entity
 			s.moving.Store(false)
 			err = failed
-			s.parked[key] = time.Now().Add(spoolPark)
+		case errors.Is(failed, ErrUnavailable):
+			s.parked[key] = parking{time.Now().Add(spoolPark), m.sequence}
+			if !again {
+				s.moving.Store(false)
+				err = failed
+			}
 		default:
-			err = cmp.Or(err, failed)
-			s.parked[key] = time.Now().Add(spoolRetry)
+			s.parked[key] = parking{time.Now().Add(spoolRetry), m.sequence}
+			if !again {
+				err = cmp.Or(err, failed)
+			}
 		}
 		return failed == nil
 	}
@@ -123,7 +155,35 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 		})
 	}
 	wg.Wait()
-	return len(done), cmp.Or(s.remove(batch, done), err)
+	if failed := s.remove(all, done); failed != nil {
+		s.begin = 0
+		return len(done), false, failed
+	}
+	before := s.begin
+	s.begin = s.passed(b, done)
+	return len(done), b.more && s.begin > before, err
+}
+
+// passed returns a sequence up to which the store holds only messages of parked entities.
+func (s *Spool) passed(b batch, done map[uint64]bool) uint64 {
+	end := b.end
+	back := func(entity string, sequence uint64) {
+		if _, parked := s.parked[entity]; !parked {
+			end = min(end, sequence-1)
+		}
+	}
+	for _, m := range b.messages {
+		if !done[m.sequence] {
+			back(m.entity(), m.sequence)
+		}
+	}
+	for _, m := range b.again { // more of its entity may be behind it
+		back(m.entity(), m.sequence)
+	}
+	for entity, sequence := range b.held {
+		back(entity, sequence)
+	}
+	return end
 }
 
 // remove removes the messages of a batch that are done, one by one: a purge while
@@ -149,50 +209,76 @@ func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
 	return nil
 }
 
-// oldest reads the messages to hand over next. Those of parked entities are left
-// out. Of the reports about one thing only one is among them: after a crash,
-// what had been stored is handed over again, and a report is recognised only
-// until the next is stored.
-func (s *Spool) oldest(ctx context.Context, limit int) (batch []stored, err error) {
-	if s.begin == 0 { // else what is behind would never be reached where reading is slow
-		maps.DeleteFunc(s.parked, func(_ string, until time.Time) bool { return time.Now().After(until) })
+// oldest reads the messages to hand over next. Of the reports about one thing only one
+// is among them: after a crash, what had been stored is handed over again, and a report
+// is recognised only until the next is stored.
+func (s *Spool) oldest(ctx context.Context, limit int) (b batch, err error) {
+	b = batch{held: make(map[string]uint64), end: s.begin}
+	reports, size := make(map[string]bool), 0
+	for _, key := range s.expired() {
+		if len(b.again) == min(limit, spoolAgain) || size > spoolBatchBytes/2 {
+			break
+		}
+		sequence := s.parked[key].sequence
+		msg, err := s.read(ctx, sequence, anySubject)
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound), err == nil && msg.Sequence != sequence: // it is gone
+			delete(s.parked, key)
+			b.end = min(b.end, sequence)
+			continue
+		case err != nil:
+			return b, err
+		}
+		m := decodeStored(msg)
+		reports[m.stateKey()] = true
+		b.again, size = append(b.again, m), size+len(msg.Data)
 	}
 	subject := anySubject
 	if _, parked := s.parked[rejected]; parked {
 		subject = eventSubject
 	}
-	reports, held := make(map[string]bool), make(map[string]bool)
-	next, size := s.begin+1, 0
-	s.begin = 0
-	for scanned := 0; len(batch) < limit && size <= spoolBatchBytes; scanned++ {
-		if scanned == spoolScan {
-			if len(batch) == 0 { // all of parked entities: look behind them
-				s.begin = next - 1
-			}
+	for range spoolScan {
+		if len(b.messages) == limit || size > spoolBatchBytes {
 			break
 		}
-		msg, err := s.read(ctx, next, subject)
+		msg, err := s.read(ctx, b.end+1, subject)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			break
+			return b, nil
 		}
 		if err != nil {
-			return batch, err
+			return b, err
 		}
-		next = msg.Sequence + 1
-		m := stored{msg.Sequence, msg.Subject == eventSubject, decodeSpooled(msg)}
-		entity := m.entity()
-		if _, parked := s.parked[entity]; parked || held[entity] {
-			continue
-		}
-		if key := m.stateKey(); key != "" {
-			if held[entity] = reports[key]; held[entity] {
-				continue
-			}
+		b.end = msg.Sequence
+		m := decodeStored(msg)
+		entity, key := m.entity(), m.stateKey()
+		_, parked := s.parked[entity]
+		_, held := b.held[entity]
+		switch {
+		case parked, held:
+		case key != "" && reports[key]:
+			b.held[entity] = m.sequence
+		default:
 			reports[key] = true
+			b.messages, size = append(b.messages, m), size+len(msg.Data)
 		}
-		batch, size = append(batch, m), size+len(msg.Data)
 	}
-	return batch, nil
+	b.more = true
+	return b, nil
+}
+
+func decodeStored(msg *jetstream.RawStreamMsg) stored {
+	return stored{msg.Sequence, msg.Subject == eventSubject, decodeSpooled(msg)}
+}
+
+// expired returns the parked entities whose time has come, the oldest first.
+func (s *Spool) expired() (entities []string) {
+	for entity, p := range s.parked {
+		if time.Now().After(p.until) {
+			entities = append(entities, entity)
+		}
+	}
+	slices.SortFunc(entities, func(a, b string) int { return cmp.Compare(s.parked[a].sequence, s.parked[b].sequence) })
+	return entities
 }
 
 // read returns the first message from a sequence on.

@@ -582,9 +582,9 @@ func TestSpoolMissesMessages(t *testing.T) {
 }
 
 // What cannot be stored, or told whether it is, holds up only what is about the
-// same entity: also with a second report about the same thing behind it, and
-// with more behind it than is looked through at once.
-func TestSpoolHeldUpByOneEntity(t *testing.T) {
+// same entity: also with a second report about the same thing behind it, with more
+// behind it than is looked through at once, and with many such entities.
+func TestSpoolHeldUpByAFew(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name string
@@ -599,6 +599,12 @@ func TestSpoolHeldUpByOneEntity(t *testing.T) {
 		}},
 		{"thousands that cannot be stored", 4400, bus.ErrUnavailable, func(n int) bus.Spooled {
 			return bus.Spooled{Event: entityEvent(t, "bad", n)}
+		}},
+		{"a dozen entities that cannot be stored", 12, bus.ErrUnavailable, func(n int) bus.Spooled {
+			return bus.Spooled{Event: entityEvent(t, fmt.Sprint("bad", n), n)}
+		}},
+		{"hundreds of entities in doubt", 600, errors.New("in doubt"), func(n int) bus.Spooled {
+			return bus.Spooled{Event: entityEvent(t, fmt.Sprint("bad", n), n)}
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -618,14 +624,17 @@ func TestSpoolHeldUpByOneEntity(t *testing.T) {
 				mustPut(t, s, bus.Spooled{Event: entityEvent(t, fmt.Sprint("e", n), n)})
 			}
 			var got handed
+			var mended atomic.Bool
 			stop := s.run(func(ctx context.Context, item bus.Spooled) error {
-				if item.Event.CloudEvent.Subject() == "bad" {
+				if strings.HasPrefix(item.Event.CloudEvent.Subject(), "bad") && !mended.Load() {
 					return test.err
 				}
 				return got.take(ctx, item)
 			})
 			defer stop()
 			natstest.Eventually(t, within, "the others have left", func() bool { return len(got.get()) == others })
+			mended.Store(true)
+			natstest.Eventually(t, within, "all have left", func() bool { return len(got.get()) == others+test.held && s.Len() == 0 })
 		})
 	}
 }

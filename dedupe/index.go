@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -129,7 +128,7 @@ var _ index = bucket{}
 
 func (b bucket) kv() (jetstream.KeyValue, error) {
 	if !b.bus.Connected() {
-		return nil, fmt.Errorf("%w: not connected to NATS", bus.ErrUnavailable)
+		return nil, bus.ErrNotConnected
 	}
 	if kv := b.bus.State().Bucket(); kv != nil {
 		return kv, nil
