@@ -84,7 +84,7 @@ type Handler struct {
 	metrics   *metrics
 	tracer    trace.Tracer // nil: off
 
-	doubtSince atomic.Int64 // Unix nanoseconds; 0: the spool has no doubts
+	doubts doubts
 }
 
 // New returns a handler for the endpoints. Spool and schemas may be nil, and so

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/hookbus/bridge/bus"
@@ -151,9 +152,42 @@ func unjudged(ctx context.Context, e *normalize.Event, publish dedupe.Publish) (
 
 type once = func(context.Context, *normalize.Event, dedupe.Publish) (dedupe.Result, error)
 
+// doubts knows since when reports about a thing out of the spool are in doubt.
+type doubts struct {
+	mu    sync.Mutex
+	since map[string]time.Time
+}
+
+// last returns how long a doubt has lasted, and has it begin if there was none.
+func (d *doubts) last(thing string, now time.Time) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	since, ok := d.since[thing]
+	if !ok {
+		since = now
+		if d.since == nil {
+			d.since = make(map[string]time.Time)
+		}
+		d.since[thing] = now
+	}
+	return now.Sub(since)
+}
+
+func (d *doubts) over(thing string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.since, thing)
+}
+
+func (d *doubts) allOver() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.since)
+}
+
 // HandOver stores what the spool held, for [bus.Spool.Run]. A state report in doubt,
 // of which it cannot be told now whether it is stored, waits until the doubt is over,
-// for a minute of doubts at most.
+// for a minute at most, and so do those about the same thing behind it, all together.
 func (h *Handler) HandOver(ctx context.Context, item bus.Spooled) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -166,16 +200,19 @@ func (h *Handler) HandOver(ctx context.Context, item bus.Spooled) (err error) {
 	if h.tracer != nil {
 		ctx = under(ctx, item.Traceparent)
 	}
+	var thing string // that is reported about
+	if item.Event != nil {
+		thing = item.Event.Identity.StateKey
+	}
 	a, err := h.deliver(ctx, &item, h.dedupe.OnceCertain)
-	switch now := time.Now().UnixNano(); {
-	case errors.Is(err, dedupe.ErrDoubt):
-		if !h.doubtSince.CompareAndSwap(0, now) && now-h.doubtSince.Load() > int64(patience) {
-			a, err = h.deliver(ctx, &item, h.dedupe.Once)
-		}
-	case errors.Is(err, bus.ErrUnavailable): // patience is for when the bus takes events
-		h.doubtSince.Store(0)
-	case err == nil && item.Event != nil && item.Event.Identity.Judged():
-		h.doubtSince.Store(0)
+	switch {
+	case !errors.Is(err, dedupe.ErrDoubt): // patience is for when the bus takes events
+		h.doubts.over(thing)
+	case h.doubts.last(thing, h.now()) > patience:
+		a, err = h.deliver(ctx, &item, h.dedupe.Once)
+	}
+	if err == nil && h.spool.Len() <= 1 { // nothing but this
+		h.doubts.allOver()
 	}
 	if err != nil {
 		h.log.DebugContext(ctx, "from the spool", "error", err.Error())

@@ -3,6 +3,7 @@ package ingress_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -506,4 +507,60 @@ func TestReportSpooledAfterAnAttempt(t *testing.T) {
 			t.Errorf("%v: in the spool: %+v; stalled %d times", test.err, s.got, s.stalled)
 		}
 	}
+}
+
+// inDoubt cannot tell of a report whether it is stored, and stores nothing about "bad".
+type inDoubt struct{ passThrough }
+
+func (inDoubt) OnceCertain(_ context.Context, e *normalize.Event, _ dedupe.Publish) (dedupe.Result, error) {
+	switch {
+	case strings.Contains(e.CloudEvent.Subject(), "bad"):
+		return dedupe.Result{}, bus.ErrUnavailable
+	case strings.Contains(e.CloudEvent.Subject(), "doubt"):
+		return dedupe.Result{}, dedupe.ErrDoubt
+	}
+	return dedupe.Result{ID: e.CloudEvent.ID()}, nil
+}
+
+// filled is a spool in which more waits.
+type filled struct{ roomy }
+
+func (*filled) Len() int { return 3 }
+
+// A report in doubt waits for a minute, whatever becomes of others meanwhile; the next
+// about the same thing does not wait again.
+func TestPatienceIsOfEachReport(t *testing.T) {
+	waldo := provider(t, "waldo")
+	verifier, err := waldo.Scheme.NewVerifier(secrets(waldo), tolerance)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := oneServer(t)
+	h, err := ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, inDoubt{}, r.bus, &filled{}, nil,
+		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 8, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, func() time.Time { return *r.now.Load() }, discard(), newRegistry(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	handOver := func(customer string, want error) {
+		t.Helper()
+		e, err := waldo.Event(fmt.Appendf(nil, `{"event":"flag","customerId":%q,"flag":true}`, customer), start)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.SetToken(customer)
+		if err := h.HandOver(t.Context(), bus.Spooled{Event: e}); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", customer, err, want)
+		}
+	}
+	for second := range 60 {
+		r.setNow(start.Add(time.Duration(second) * time.Second))
+		handOver("in doubt", dedupe.ErrDoubt)
+		handOver("bad", bus.ErrUnavailable)
+		handOver("good", nil)
+	}
+	handOver("in doubt since then", dedupe.ErrDoubt)
+	r.setNow(start.Add(time.Minute + time.Second))
+	handOver("in doubt", nil)
+	handOver("in doubt", nil)
+	handOver("in doubt since then", dedupe.ErrDoubt)
 }
