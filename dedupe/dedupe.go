@@ -182,6 +182,9 @@ func (d *Deduper) lookup(ctx context.Context, names []string) *entry {
 // is now.
 func (d *Deduper) stored(ctx context.Context, name string) *entry {
 	e, revision, err := d.read(ctx, name)
+	if err != nil && ctx.Err() == nil { // perhaps lost with a connection that is back by now
+		e, revision, err = d.read(ctx, name)
+	}
 	if err != nil || revision == 0 || e.Sequence == 0 {
 		return nil
 	}

@@ -168,3 +168,18 @@ func crashAfterPublish(b *bridge, body body) (id string) {
 	}
 	return e.CloudEvent.ID()
 }
+
+// A read that is lost with its connection is made once more.
+func TestReadThatIsLost(t *testing.T) {
+	t.Parallel()
+	cfg := external(natstest.Server(t))
+	cfg.DuplicateWindow = shortly // the index alone
+	b := start(t, cfg)
+	stop := b.index()
+	id := b.stores(screening("1"))
+	b.indexed()
+	stop() // else the filter would say that others are new
+	b.forget()
+	b.dedupe.LoseRead()
+	b.knows(screening("1"), id)
+}

@@ -58,6 +58,21 @@ func (l *lossy) swap(ctx context.Context, name string, value []byte, revision ui
 	return err
 }
 
+// LoseRead has the answer of the next read get lost.
+func (d *Deduper) LoseRead() { d.index = &deaf{index: d.index} }
+
+type deaf struct {
+	index
+	lost atomic.Bool
+}
+
+func (l *deaf) get(ctx context.Context, name string) ([]byte, uint64, error) {
+	if l.lost.CompareAndSwap(false, true) {
+		return nil, 0, context.DeadlineExceeded
+	}
+	return l.index.get(ctx, name)
+}
+
 // HearsLate has the deduper believe that the stream is the one created then,
 // until it asks in any case.
 func (d *Deduper) HearsLate(created time.Time) {

@@ -176,6 +176,7 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 		js.DeleteConsumer(ctx, stream, c.CachedInfo().Name)
 	}()
 
+	batch := allowed(c, filterBatch)
 	subjects, next, position := "$KV."+st.Bucket().Bucket()+".", uint64(1), uint64(0)
 	var kept []named // not yet in the filter
 	var question struct {
@@ -183,15 +184,15 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 		last           uint64 // in the bucket then
 		open           bool
 	}
-	caughtUp, moved := false, time.Now()
+	readThrough, caughtUp, moved := false, false, time.Now()
 	for ctx.Err() == nil {
 		full := false
 		if len(kept) == 0 {
-			if kept, err = x.fetch(c, subjects, &next); err != nil {
+			if kept, err = x.fetch(c, batch, subjects, &next); err != nil {
 				return err
 			}
 			if len(kept) > 0 {
-				moved, full = time.Now(), len(kept) == filterBatch
+				moved, full = time.Now(), len(kept) == batch
 			}
 		}
 		for len(kept) > 0 && (!caughtUp || time.Since(kept[0].written) > keep || time.Since(moved) > keep) {
@@ -211,7 +212,12 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 			question.open = err == nil
 		}
 		if question.open && question.last <= position {
-			caughtUp = f.covered(question.indexed)
+			// Of the names that were in the bucket at the first question, some may have been
+			// written anew since, before they were read: they come before the second.
+			if readThrough {
+				caughtUp = f.covered(question.indexed)
+			}
+			readThrough = true
 			question.open, moved = false, time.Now()
 		}
 		if len(kept) > 0 {
@@ -228,12 +234,12 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 	return nil
 }
 
-// fetch returns the next names in the bucket.
-func (x *Indexer) fetch(c jetstream.Consumer, subjects string, next *uint64) (names []named, err error) {
+// fetch returns the next names in the bucket, most at most.
+func (x *Indexer) fetch(c jetstream.Consumer, most int, subjects string, next *uint64) (names []named, err error) {
 	if !x.bus.Connected() { // the client would keep a subscription for ever
 		return nil, nil
 	}
-	batch, err := c.FetchNoWait(filterBatch)
+	batch, err := c.FetchNoWait(most)
 	if err != nil {
 		return nil, err
 	}

@@ -5,12 +5,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 
+	"github.com/hookbus/bridge/dedupe"
 	"github.com/hookbus/bridge/internal/natstest"
+	"github.com/hookbus/bridge/normalize"
 )
 
 // unread stores new events until one was stored without a read of the bucket.
@@ -71,6 +75,99 @@ func TestFilterFollows(t *testing.T) {
 
 	stop()
 	second.eventually("what is behind is asked no more", func() bool { return !second.lacks(screening("new")) })
+}
+
+// The bucket is read from its beginning while all in it is written anew: names that were
+// not read in their old places are not taken for new before they are in their new ones.
+func TestFilterOfABucketThatIsWrittenAnew(t *testing.T) {
+	t.Parallel()
+	server := natstest.Server(t)
+	cfg := external(server)
+	b := start(t, cfg)
+	b.index()
+	names := make([]string, 1500) // more than are read at a time
+	for i := range names {
+		names[i] = normalize.Digest("test", fmt.Sprint(i))
+		if _, err := b.js.PublishMsgAsync(&nats.Msg{Subject: "webhooks.x.y", Header: nats.Header{"Bridge-Key": {names[i]}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-b.js.PublishAsyncComplete()
+	b.indexed()
+	indexed := b.indexer.Measured()
+	b.eventually("that is known", func() bool { return b.indexer.Measured().After(indexed) })
+
+	// Its questions come to the test.
+	reader := func() (name string) {
+		s, err := b.js.Stream(t.Context(), bucketStream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name = range s.ConsumerNames(t.Context()).Name() {
+		}
+		return name
+	}
+	before := reader()
+	nc := natstest.Connect(t, server.ClientURL())
+	questions, err := nc.SubscribeSync("question.*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	const next = "$JS.API.CONSUMER.MSG.NEXT." + bucketStream + ".*"
+	if err := server.GlobalAccount().AddMapping(next, "question.$1"); err != nil {
+		t.Fatal(err)
+	}
+	question := func(from func(reader string) bool) *nats.Msg {
+		t.Helper()
+		for {
+			msg, err := questions.NextMsg(within)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if from(strings.TrimPrefix(msg.Subject, "question.")) {
+				return msg
+			}
+			nothing(t, nc, msg)
+		}
+	}
+
+	cfg.DuplicateWindow += time.Minute // something changes, and the bucket is read anew
+	s, err := b.js.Stream(t.Context(), b.bus.Stream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := s.CachedInfo().Config
+	c.Duplicates = cfg.DuplicateWindow
+	if _, err := b.js.UpdateStream(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	b.bus.Wake()
+	another := func(reader string) bool { return reader != before }
+	nothing(t, nc, question(another)) // what the bucket holds is asked behind it
+	held := question(another)
+	if err := b.js.DeleteConsumer(t.Context(), b.bus.Stream(), dedupe.IndexerName); err != nil {
+		t.Fatal(err)
+	}
+	b.indexed()
+	server.GlobalAccount().RemoveMapping(next)
+	nothing(t, nc, held)
+	b.eventually("the filter is asked", func() bool { return b.lacks(screening("new")) })
+	for i, name := range names {
+		if b.dedupe.Lacks([]string{name}) {
+			t.Fatalf("the filter lacks name %d", i)
+		}
+	}
+}
+
+// nothing answers a reader's question for what is next.
+func nothing(t *testing.T, nc *nats.Conn, question *nats.Msg) {
+	t.Helper()
+	if err := nc.PublishMsg(&nats.Msg{Subject: question.Reply, Header: nats.Header{"Status": {"404"}, "Description": {"No Messages"}}}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Without the indexer nobody says what the bucket lacks: it is read.

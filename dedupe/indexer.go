@@ -183,7 +183,11 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 	if !s.CachedInfo().Created.Equal(st.StreamCreated) {
 		return errStale
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(indexPending), jetstream.PullHeartbeat(indexHeartbeat), jetstream.PullExpiry(5*time.Second))
+	most, expiry := allowed(consumer, indexPending), 5*time.Second
+	if longest := consumer.CachedInfo().Config.MaxRequestExpires; longest > 0 {
+		expiry = min(expiry, longest)
+	}
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(most), jetstream.PullHeartbeat(indexHeartbeat), jetstream.PullExpiry(expiry))
 	if err != nil {
 		return err
 	}
@@ -256,6 +260,15 @@ func (x *Indexer) index(ctx context.Context, st *bus.State) error {
 			work <- msg
 		}
 	}
+}
+
+// allowed returns how many messages a consumer may be asked for at a time, n at most: the
+// server, or somebody who edited the consumer, may bound that.
+func allowed(c jetstream.Consumer, n int) int {
+	if most := c.CachedInfo().Config.MaxRequestBatch; most > 0 {
+		return min(n, most)
+	}
+	return n
 }
 
 // consumer returns the consumer that fills the bucket of this state.

@@ -426,3 +426,25 @@ func TestConsumerOfALaterBucket(t *testing.T) {
 	b.stores(screening("1"))
 	b.indexed()
 }
+
+// A server, or an operator, may bound what a consumer is asked for.
+func TestBoundedRequests(t *testing.T) {
+	t.Parallel()
+	b := start(t, external(natstest.Server(t, func(o *server.Options) { o.JetStreamLimits.MaxRequestBatch = 10 })))
+	b.index()
+	b.unread("a")
+	b.indexed()
+	consumer, err := b.js.Consumer(t.Context(), b.bus.Stream(), dedupe.IndexerName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := consumer.CachedInfo().Config
+	config.MaxRequestBatch, config.MaxRequestExpires = 1, time.Second
+	if _, err := b.js.UpdateConsumer(t.Context(), b.bus.Stream(), config); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		b.stores(screening(fmt.Sprint("b", i)))
+	}
+	b.indexed()
+}
