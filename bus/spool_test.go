@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -220,6 +221,56 @@ func TestSpoolKeepsTheOrderOfAnEntity(t *testing.T) {
 		}
 		if name != "e2" && len(got[name]) != each {
 			t.Errorf("%s: %d handed over, want %d", name, len(got[name]), each)
+		}
+	}
+}
+
+// Whatever fails on the way, of each entity all leaves, once, in order; also what comes
+// while the spool is emptied.
+func TestSpoolKeepsTheOrderWhateverFails(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(1, 2))
+	s := openSpool(t, spoolConfig(t.TempDir()))
+	defer s.Close()
+	const entities, each = 30, 20
+	put := func(e, n int) {
+		mustPut(t, s, bus.Spooled{Event: entityEvent(t, fmt.Sprint("e", e), n)})
+	}
+	for n := range each / 2 {
+		for e := range entities {
+			put(e, n)
+		}
+	}
+	var mu sync.Mutex
+	got := make(map[string]int)
+	stop := s.run(func(_ context.Context, item bus.Spooled) error {
+		mu.Lock()
+		defer mu.Unlock()
+		switch random.IntN(100) {
+		case 0:
+			return bus.ErrUnavailable
+		case 1:
+			return bus.ErrNotConnected
+		case 2, 3, 4, 5, 6, 7:
+			return errors.New("in doubt")
+		}
+		e := item.Event.CloudEvent
+		if want := string(entityEvent(t, e.Subject(), got[e.Subject()]).CloudEvent.Data()); string(e.Data()) != want {
+			t.Errorf("%s: after %d came %s", e.Subject(), got[e.Subject()], e.Data())
+		}
+		got[e.Subject()]++
+		return nil
+	})
+	defer stop()
+	for n := range each / 2 {
+		for e := range entities {
+			put(e, each/2+n)
+		}
+	}
+	natstest.Eventually(t, 3*within, "all have left", func() bool { return s.Len() == 0 })
+	for e := range entities {
+		if n := got[fmt.Sprint("e", e)]; n != each {
+			t.Errorf("e%d: %d have left, want %d", e, n, each)
 		}
 	}
 }

@@ -1,0 +1,80 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// recount counts again after nothing was found to hand over. What is missing then, since
+// it was written and not removed, has been lost.
+func (s *Spool) recount(ctx context.Context) {
+	if s.Len() == 0 && s.Events() == 0 {
+		return
+	}
+	s.mu.Lock() // nothing is being written
+	defer s.mu.Unlock()
+	unsure, messages, events := s.unsure.Swap(false), s.Len(), s.Events()
+	state, err := s.state(ctx)
+	if err != nil {
+		s.log.Warn("counting what the spool holds", "error", err)
+		return
+	}
+	if uint64(messages) != state.Msgs || uint64(events) != state.Subjects[eventSubject] {
+		s.counted(state) // else who waits is known, and counting again would forget it
+	}
+	if missing := messages - s.Len(); missing > 0 && !unsure {
+		s.damaged(fmt.Sprintf("%d messages are missing", missing))
+	}
+	if s.Len() == 0 {
+		s.unread = time.Time{}
+		return
+	}
+	switch _, err := s.read(ctx, 1, anySubject); {
+	case !errors.Is(err, jetstream.ErrMsgNotFound): // written just now
+		s.unread = time.Time{}
+	case s.rebuilt: // no more can be done
+	case s.unread.IsZero(): // it may pass: the server does not say what the matter is
+		s.unread = time.Now()
+		time.AfterFunc(spoolReopen, s.notify)
+	case time.Since(s.unread) >= spoolReopen:
+		s.lookThrough(ctx)
+	}
+}
+
+// lookThrough has the server look through its files for what can be read. A message that
+// cannot be read holds up all behind it; after a crash the server looks through the files
+// by itself, and would cut off that message and all behind it. The lock is held.
+func (s *Spool) lookThrough(ctx context.Context) {
+	s.damaged(fmt.Sprintf("%d messages cannot be read", s.Len()))
+	s.rebuilt = true
+	s.close()
+	if err := os.Remove(filepath.Join(s.streamDir(), "msgs", "index.db")); err != nil {
+		s.log.Warn("the spool is not looked through", "error", err)
+	}
+	s.reopen(ctx)
+	s.notify()
+}
+
+// state returns what the store holds, also by subject.
+func (s *Spool) state(ctx context.Context) (jetstream.StreamState, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	info, err := s.store.stream.Info(ctx, jetstream.WithSubjectFilter(anySubject))
+	if err != nil {
+		return jetstream.StreamState{}, err
+	}
+	return info.State, nil
+}
+
+func (s *Spool) counted(state jetstream.StreamState) {
+	events := state.Subjects[eventSubject]
+	s.count.Store(int64(state.Msgs))
+	s.events.Store(int64(events))
+	s.waiting.reset(int(events), state.LastSeq)
+}
