@@ -88,24 +88,23 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 		failed := handOver(context.WithoutCancel(ctx), m.Spooled)
 		mu.Lock()
 		defer mu.Unlock()
-		_, again := s.parked[key]
+		p, again := s.parked[key]
 		switch {
 		case failed == nil:
 			failpoint.Hit("drain-stored")
 			s.moving.Store(true)
 			done[m.sequence] = true
-			delete(s.parked, key)
 		case errors.Is(failed, ErrNotConnected): // that says nothing about the entity
 			s.moving.Store(false)
 			err = failed
 		case errors.Is(failed, ErrUnavailable):
-			s.parked[key] = parking{time.Now().Add(spoolPark), m.sequence}
+			s.parked[key] = parking{time.Now().Add(spoolPark), m.sequence, p.next}
 			if !again {
 				s.moving.Store(false)
 				err = failed
 			}
 		default:
-			s.parked[key] = parking{time.Now().Add(spoolRetry), m.sequence}
+			s.parked[key] = parking{time.Now().Add(spoolRetry), m.sequence, p.next}
 			if !again {
 				err = cmp.Or(err, failed)
 			}
@@ -128,6 +127,7 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 	wg.Wait()
 	if failed := s.remove(all, done); failed != nil {
 		s.begin = 0
+		clear(s.parked)
 		return len(done), false, failed
 	}
 	before := s.begin
@@ -135,24 +135,33 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 	return len(done), b.more && s.begin > before, err
 }
 
-// passed returns a sequence up to which the store holds only messages of parked entities.
+// passed ends the parking of those of whom the first message has left, and returns a
+// sequence up to which the store holds only messages of parked entities.
 func (s *Spool) passed(b batch, done map[uint64]bool) uint64 {
 	end := b.end
-	back := func(entity string, sequence uint64) {
-		if _, parked := s.parked[entity]; !parked {
+	for _, m := range b.again {
+		if !done[m.sequence] {
+			continue
+		}
+		if next := s.parked[m.entity()].next; next > 0 {
+			end = min(end, next-1)
+		}
+		delete(s.parked, m.entity())
+	}
+	left := func(entity string, sequence uint64) {
+		if p, parked := s.parked[entity]; parked {
+			s.parked[entity] = p.before(sequence)
+		} else {
 			end = min(end, sequence-1)
 		}
 	}
 	for _, m := range b.messages {
 		if !done[m.sequence] {
-			back(m.entity(), m.sequence)
+			left(m.entity(), m.sequence)
 		}
 	}
-	for _, m := range b.again { // more of its entity may be behind it
-		back(m.entity(), m.sequence)
-	}
 	for entity, sequence := range b.held {
-		back(entity, sequence)
+		left(entity, sequence)
 	}
 	return end
 }

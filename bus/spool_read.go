@@ -22,6 +22,15 @@ type stored struct {
 type parking struct {
 	until    time.Time
 	sequence uint64
+	next     uint64 // of the entity, if more was seen
+}
+
+// before says that the entity has another message.
+func (p parking) before(sequence uint64) parking {
+	if sequence > p.sequence && (p.next == 0 || sequence < p.next) {
+		p.next = sequence
+	}
+	return p
 }
 
 // batch is what is handed over next.
@@ -58,8 +67,9 @@ func (s *Spool) oldest(ctx context.Context, limit int) (b batch, err error) {
 		b.again, size = append(b.again, m), size+len(msg.Data)
 	}
 	subject := anySubject
-	if _, parked := s.parked[rejected]; parked {
+	if p, parked := s.parked[rejected]; parked {
 		subject = eventSubject
+		s.parked[rejected] = p.before(p.sequence + 1) // it is not looked whether there is more
 	}
 	for range spoolScan {
 		if len(b.messages) == limit || size > spoolBatchBytes {
@@ -75,10 +85,12 @@ func (s *Spool) oldest(ctx context.Context, limit int) (b batch, err error) {
 		b.end = msg.Sequence
 		m := decodeStored(msg)
 		entity, key := m.entity(), m.stateKey()
-		_, parked := s.parked[entity]
+		p, parked := s.parked[entity]
 		_, held := b.held[entity]
 		switch {
-		case parked, held:
+		case parked:
+			s.parked[entity] = p.before(m.sequence)
+		case held:
 		case key != "" && reports[key]:
 			b.held[entity] = m.sequence
 		default:
