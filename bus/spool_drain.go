@@ -19,7 +19,7 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 	limit := spoolBatch
 	for ctx.Err() == nil {
 		if s.broken.Load() {
-			s.begin = 0
+			s.startOver()
 			if !s.open(ctx) {
 				wait(ctx, spoolReopen)
 				continue
@@ -50,6 +50,12 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 			}
 		}
 	}
+}
+
+// startOver has all be looked at again: what was known about the store may be wrong.
+func (s *Spool) startOver() {
+	s.begin = 0
+	clear(s.parked)
 }
 
 func wait(ctx context.Context, d time.Duration) {
@@ -126,8 +132,7 @@ func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Cont
 	}
 	wg.Wait()
 	if failed := s.remove(all, done); failed != nil {
-		s.begin = 0
-		clear(s.parked)
+		s.startOver()
 		return len(done), false, failed
 	}
 	before := s.begin

@@ -1,7 +1,9 @@
 package bus
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -175,6 +177,79 @@ func TestSpoolQueueKeepsTheOrder(t *testing.T) {
 			}
 			first = false
 		}
+	}
+}
+
+// forgetful does not remove one of three messages, and says of another that it has not.
+type forgetful struct {
+	jetstream.Stream
+	err   error
+	asked *int
+}
+
+func (f forgetful) DeleteMsg(ctx context.Context, sequence uint64) error {
+	*f.asked++
+	switch *f.asked % 3 {
+	case 1:
+		return f.err
+	case 2:
+		return cmp.Or(f.Stream.DeleteMsg(ctx, sequence), f.err)
+	}
+	return f.Stream.DeleteMsg(ctx, sequence)
+}
+
+// A report that was handed over and could not be removed is handed over again before
+// the next about the same thing: after that it would be stored again.
+func TestSpoolThatCannotRemove(t *testing.T) {
+	t.Parallel()
+	for _, failure := range []error{context.DeadlineExceeded, errors.New("the disk fails")} {
+		t.Run(failure.Error(), func(t *testing.T) {
+			t.Parallel()
+			s := slowSpool(t, 0)
+			const customers, each = 6, 3
+			for n := range each {
+				for c := range customers {
+					if err := s.Put(t.Context(), report(t, fmt.Sprint(c), n)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			var mu sync.Mutex
+			calls, asked, last := 0, 0, make(map[string]string)
+			ctx, stop := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() {
+				s.Run(ctx, func(_ context.Context, item Spooled) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if _, is := s.store.stream.(forgetful); !is { // opened anew
+						s.store.stream = forgetful{s.store.stream, failure, &asked}
+					}
+					if calls++; calls%5 == 0 {
+						return errors.New("in doubt")
+					}
+					e := item.Event.CloudEvent
+					if got := string(e.Data()); got < last[e.Subject()] {
+						t.Errorf("%s after %s", got, last[e.Subject()])
+					} else {
+						last[e.Subject()] = got
+					}
+					return nil
+				})
+			})
+			natstest.Eventually(t, time.Minute, "all have left", func() bool { return s.Len() == 0 })
+			stop()
+			running.Wait()
+			for c := range customers {
+				want := report(t, fmt.Sprint(c), each-1).Event.CloudEvent
+				if got := last[want.Subject()]; got != string(want.Data()) {
+					t.Errorf("the last is %s, want %s", got, want.Data())
+				}
+			}
+			if calls <= customers*each*6/5 {
+				t.Errorf("handed over %d times: nothing was handed over again", calls)
+			}
+		})
 	}
 }
 

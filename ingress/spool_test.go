@@ -522,13 +522,16 @@ func (inDoubt) OnceCertain(_ context.Context, e *normalize.Event, _ dedupe.Publi
 	return dedupe.Result{ID: e.CloudEvent.ID()}, nil
 }
 
-// filled is a spool in which more waits.
-type filled struct{ roomy }
+// filled is a spool that holds as many as it says.
+type filled struct {
+	roomy
+	count int
+}
 
-func (*filled) Len() int { return 3 }
+func (f *filled) Len() int { return f.count }
 
 // A report in doubt waits for a minute, whatever becomes of others meanwhile; the next
-// about the same thing does not wait again.
+// about the same thing does not wait again, until the spool has been empty.
 func TestPatienceIsOfEachReport(t *testing.T) {
 	waldo := provider(t, "waldo")
 	verifier, err := waldo.Scheme.NewVerifier(secrets(waldo), tolerance)
@@ -536,7 +539,8 @@ func TestPatienceIsOfEachReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := oneServer(t)
-	h, err := ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, inDoubt{}, r.bus, &filled{}, nil,
+	spool := &filled{count: 3}
+	h, err := ingress.New([]ingress.Endpoint{{Provider: waldo, Verifier: verifier}}, inDoubt{}, r.bus, spool, nil,
 		ingress.Limits{MaxBody: 1 << 20, MaxInFlight: 8, MaxInFlightBytes: 4 << 20, PublishTimeout: 3 * time.Second}, func() time.Time { return *r.now.Load() }, discard(), newRegistry(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -563,4 +567,7 @@ func TestPatienceIsOfEachReport(t *testing.T) {
 	handOver("in doubt", nil)
 	handOver("in doubt", nil)
 	handOver("in doubt since then", dedupe.ErrDoubt)
+	spool.count = 1
+	handOver("good", nil)
+	handOver("in doubt", dedupe.ErrDoubt)
 }
