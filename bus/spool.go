@@ -60,10 +60,8 @@ type Spool struct {
 	newest  time.Time     // receipt of what was written last
 
 	// Of Run only:
-	parked  map[string]parking // by entity
-	begin   uint64             // sequence up to which the store holds only what is parked
-	unread  time.Time          // since when nothing can be read though there is something
-	rebuilt bool               // because of that; it helps once or not at all
+	unread  time.Time // since when nothing can be read though there is something
+	rebuilt bool      // because of that; it helps once or not at all
 }
 
 const (
@@ -79,13 +77,15 @@ const (
 	spoolPark    = 2 * time.Second        // for an entity of which the bus does not take one
 	spoolReopen  = time.Second
 	longestWait  = 10 * time.Second // of a request, so that a clock may be set back
-	spoolWorkers = 16
-	spoolAgain   = 4 * spoolWorkers // parked entities that are tried at a time
 	spoolFew     = 64               // events
-	// What is read ahead, and so may be handed over at the same time.
-	spoolBatch      = 512
-	spoolScan       = 8 * spoolBatch // what is looked through for it
-	spoolBatchBytes = 16 << 20
+	spoolWorkers = 64
+	spoolTries   = 8   // in each spoolRetry while the bus takes nothing
+	spoolRetries = 64  // in each spoolRetry of what fails once more
+	spoolMisses  = 3   // of what was there
+	spoolLooks   = 512 // before it is seen what has been handed over
+	// What is known of what waits, and what of it is in memory.
+	spoolKnown = 1 << 16  // entities
+	spoolBytes = 16 << 20 // bytes
 	// spoolHeader carries what the event's own headers do not.
 	spoolHeader = "Bridge-Spool"
 )
@@ -98,7 +98,7 @@ func OpenSpool(ctx context.Context, cfg SpoolConfig, log *slog.Logger, reg prome
 	if err != nil {
 		return nil, fmt.Errorf("BRIDGE_SPOOL_DIR: %w", err)
 	}
-	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), places: make(chan struct{}, spoolPlaces), order: make(chan struct{}, 1), parked: make(map[string]parking)}
+	s := &Spool{cfg: cfg, log: log, lock: lock, wake: make(chan struct{}, 1), places: make(chan struct{}, spoolPlaces), order: make(chan struct{}, 1)}
 	s.coming.reset(0, 0)
 	if err := reg.Register(spoolCollector{s}); err != nil {
 		lock.Unlock()

@@ -19,12 +19,13 @@ func (s *Spool) recount(ctx context.Context) {
 	}
 	s.mu.Lock() // nothing is being written
 	defer s.mu.Unlock()
-	unsure, messages, events := s.unsure.Swap(false), s.Len(), s.Events()
+	messages, events := s.Len(), s.Events()
 	state, err := s.state(ctx)
 	if err != nil {
 		s.log.Warn("counting what the spool holds", "error", err)
 		return
 	}
+	unsure := s.unsure.Swap(false)
 	if uint64(messages) != state.Msgs || uint64(events) != state.Subjects[eventSubject] {
 		s.counted(state) // else who waits is known, and counting again would forget it
 	}

@@ -1,61 +1,34 @@
 package bus
 
 import (
-	"cmp"
+	"container/heap"
 	"context"
 	"errors"
-	"sync"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/hookbus/bridge/internal/failpoint"
 )
 
-// Run hands over what the spool holds until ctx ends, the oldest first: what is
-// about one entity in the order in which it came, the rest side by side. What
-// handOver returns no error for is removed. After an error it is tried again,
-// and with it what comes later about the entity; others go on. What was begun
-// when ctx ends is finished. Close comes after Run.
+// Run hands over what the spool holds until ctx ends: what is about one entity one after
+// the other in the order in which it came, the rest side by side. What handOver returns
+// no error for is removed before the next is handed over. After an error it is tried
+// again, and what comes later about the entity waits; others go on. What was begun when
+// ctx ends is finished. Close comes after Run.
 func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled) error) {
-	limit := spoolBatch
 	for ctx.Err() == nil {
-		if s.broken.Load() {
-			s.startOver()
-			if !s.open(ctx) {
-				wait(ctx, spoolReopen)
-				continue
-			}
+		if s.broken.Load() && !s.open(ctx) {
+			wait(ctx, spoolReopen)
+			continue
 		}
-		n, more, err := s.drain(ctx, limit, handOver)
-		if n > 0 && s.full.Swap(false) {
-			s.problem("")
+		d := &drain{
+			Spool: s, handOver: handOver, results: make(chan result, spoolWorkers),
+			looked: make(map[string]uint64), all: make(map[string]bool), queues: make(map[string]*queue),
 		}
-		if s.tight.Load() && s.makeRoom() == nil && !s.tight.Load() {
-			s.problem("")
-		}
-		limit = spoolBatch
-		switch {
-		case errors.Is(err, ErrUnavailable):
-			limit = 1 // one is enough to find out
-			wait(ctx, spoolRetry)
-		case n > 0, more:
-		case err != nil, len(s.parked) > 0, s.tight.Load():
-			wait(ctx, spoolRetry)
-		case s.begin > 0:
-			s.begin = 0 // there should be nothing before
-		default:
-			s.recount(ctx)
-			select {
-			case <-ctx.Done():
-			case <-s.wake:
-			}
-		}
+		d.run(ctx)
+		wait(ctx, spoolRetry)
 	}
-}
-
-// startOver has all be looked at again: what was known about the store may be wrong.
-func (s *Spool) startOver() {
-	s.begin = 0
-	clear(s.parked)
 }
 
 func wait(ctx context.Context, d time.Duration) {
@@ -65,131 +38,293 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// drain hands over the oldest messages, limit at most, and as many of parked entities,
-// removes what was taken, and returns how many that were, and whether there may be more
-// now. After the first ErrUnavailable, which is returned rather than any other error, no
-// more is begun. That what has failed before fails again is no error.
-func (s *Spool) drain(ctx context.Context, limit int, handOver func(context.Context, Spooled) error) (n int, more bool, err error) {
-	b, err := s.oldest(ctx, limit)
-	all := append(b.messages, b.again...)
-	var order []string // of entities
-	groups := make(map[string][]stored)
-	for _, m := range all {
-		key := m.entity()
-		if groups[key] == nil {
-			order = append(order, key)
+// drain is what Run knows of the store that is open. Each message is looked at once, to
+// know whom it is about, and is in the queue of its entity until it has left.
+type drain struct {
+	*Spool
+	handOver func(context.Context, Spooled) error
+	looked   map[string]uint64 // up to which sequence, by subject
+	all      map[string]bool   // by subject: nothing is behind that
+	queues   map[string]*queue // by entity
+	ready    []*queue          // to be handed over from
+	parked   parked            // to be tried again
+	results  chan result
+	busy     int       // messages being handed over
+	again    int       // those of them that had failed before
+	size     int       // bytes of them
+	turn     bool      // of those that had failed
+	stalled  bool      // the bus did not take what was tried for the first time
+	tries    int       // until refill, while it is stalled
+	retries  int       // until refill, of those that fail once more
+	refill   time.Time // of both
+	room     time.Time // when it was looked for
+	over     bool      // the store has not read or removed something
+}
+
+// queue holds the sequences of an entity's messages. It is in one of drain's ready and
+// parked, or its first message is being handed over.
+type queue struct {
+	entity    string
+	sequences []uint64
+	failed    int // attempts with the first
+	missed    int // reads of it that did not find it
+	until     time.Time
+}
+
+// parked is a heap: who has waited longest is first.
+type parked []*queue
+
+func (p parked) Len() int           { return len(p) }
+func (p parked) Less(i, j int) bool { return p[i].until.Before(p[j].until) }
+func (p parked) Swap(i, j int)      { p[i], p[j] = p[j], p[i] }
+func (p *parked) Push(q any)        { *p = append(*p, q.(*queue)) }
+func (p *parked) Pop() any {
+	last := len(*p) - 1
+	q := (*p)[last]
+	*p = (*p)[:last]
+	return q
+}
+
+// result says what became of the first message of a queue.
+type result struct {
+	stored
+	queue      *queue
+	again      bool
+	failed     error
+	notRemoved error
+}
+
+// run returns when ctx ends, and when the store is to be opened or looked at anew. Nothing
+// is being handed over then.
+func (d *drain) run(ctx context.Context) {
+	done, ticked := ctx.Done(), false
+	for {
+		end := ctx.Err() != nil || d.over || d.broken.Load()
+		more := !end && d.begin(ctx)
+		if !more && d.busy == 0 && (end || d.idle(ctx, ticked)) {
+			return
 		}
-		groups[key] = append(groups[key], m)
+		if d.tight.Load() && time.Since(d.room) >= spoolRetry {
+			if d.room = time.Now(); d.makeRoom() == nil && !d.tight.Load() {
+				d.problem("")
+			}
+		}
+		var tick <-chan time.Time
+		switch {
+		case more:
+			tick = time.After(0)
+		case len(d.parked) > 0 || d.stalled || d.tight.Load():
+			tick = time.After(spoolRetry)
+		}
+		ticked = false
+		select {
+		case r := <-d.results:
+			d.ended(r)
+		case <-d.wake:
+			clear(d.all)
+		case <-tick:
+			ticked = true
+			clear(d.all)
+		case <-done:
+			done = nil
+		}
+		for len(d.results) > 0 {
+			d.ended(<-d.results)
+		}
 	}
-	var mu sync.Mutex
-	done := make(map[uint64]bool)
-	take := func(key string, m stored) bool {
-		mu.Lock()
-		stop := ctx.Err() != nil || errors.Is(err, ErrUnavailable)
-		mu.Unlock()
-		if stop {
+}
+
+// idle has the store counted when nothing can be handed over, and reports whether it was
+// opened anew.
+func (d *drain) idle(ctx context.Context, ticked bool) bool {
+	if len(d.queues) > 0 && !ticked {
+		return false
+	}
+	store := d.store
+	d.recount(ctx)
+	if len(d.queues) == 0 {
+		d.stalled = false
+		if d.Len() > 0 && len(d.looked) > 0 { // there should be nothing
+			clear(d.looked)
+			d.notify()
+		}
+	}
+	return d.store != store
+}
+
+// begin has as many messages handed over as may be, and reports whether there is more to
+// look at.
+func (d *drain) begin(ctx context.Context) bool {
+	if now := time.Now(); now.After(d.refill) {
+		d.tries, d.retries, d.refill = spoolTries, spoolRetries, now.Add(spoolRetry)
+	}
+	for range spoolLooks {
+		if d.over || d.busy == spoolWorkers || d.size > spoolBytes || d.stalled && d.tries == 0 {
 			return false
 		}
+		d.turn = !d.turn
+		if !(d.turn && d.retry(ctx) || d.next(ctx) || d.retry(ctx)) {
+			return false
+		}
+	}
+	return true
+}
+
+// retry tries again what was parked, and reports whether there was any. It leaves half
+// of the places to what is tried for the first time.
+func (d *drain) retry(ctx context.Context) bool {
+	if len(d.parked) == 0 || d.again >= spoolWorkers/2 || d.retries == 0 || time.Now().Before(d.parked[0].until) {
+		return false
+	}
+	d.retries--
+	d.first(ctx, heap.Pop(&d.parked).(*queue))
+	return true
+}
+
+// next tries, or looks at, what comes next, and reports whether there was any.
+func (d *drain) next(ctx context.Context) bool {
+	if len(d.ready) > 0 {
+		q := d.ready[0]
+		d.ready = d.ready[1:]
+		d.first(ctx, q)
+		return true
+	}
+	// Of the rejected bodies, which may be many and are all in one queue, one is enough.
+	return d.queues[rejected] == nil && d.look(ctx, otherSubject) || len(d.queues) < spoolKnown && d.look(ctx, eventSubject)
+}
+
+// look looks at the next message, and reports whether there was one.
+func (d *drain) look(ctx context.Context, subject string) bool {
+	if d.all[subject] || d.over {
+		return false
+	}
+	msg, err := d.read(ctx, d.looked[subject]+1, subject)
+	if err != nil {
+		d.all[subject] = errors.Is(err, jetstream.ErrMsgNotFound)
+		d.over = !d.all[subject]
+		return false
+	}
+	d.looked[subject] = msg.Sequence
+	m := decodeStored(msg)
+	q := d.queues[m.entity()]
+	if q != nil {
+		q.sequences = append(q.sequences, m.sequence)
+		return true
+	}
+	q = &queue{entity: m.entity(), sequences: []uint64{m.sequence}}
+	d.queues[q.entity] = q
+	d.hand(ctx, q, m)
+	return true
+}
+
+// first hands over the first message of a queue. One that is not there may have been
+// removed after all, or the server could not read it just now.
+func (d *drain) first(ctx context.Context, q *queue) {
+	msg, err := d.read(ctx, q.sequences[0], anySubject)
+	switch found := err == nil && msg.Sequence == q.sequences[0]; {
+	case found:
+		q.missed = 0
+		d.hand(ctx, q, decodeStored(msg))
+	case err != nil && !errors.Is(err, jetstream.ErrMsgNotFound):
+		d.over = true
+	case q.missed < spoolMisses:
+		q.missed++
+		d.park(q, spoolRetry)
+	default:
+		d.left(q)
+	}
+}
+
+func (d *drain) hand(ctx context.Context, q *queue, m stored) {
+	r := result{stored: m, queue: q, again: q.failed > 0}
+	d.busy++
+	d.size += m.size
+	if r.again {
+		d.again++
+	}
+	if d.stalled {
+		d.tries--
+	}
+	go func() {
 		failpoint.Hit("drain")
-		failed := handOver(context.WithoutCancel(ctx), m.Spooled)
-		mu.Lock()
-		defer mu.Unlock()
-		p, again := s.parked[key]
-		switch {
-		case failed == nil:
+		if r.failed = d.handOver(context.WithoutCancel(ctx), m.Spooled); r.failed == nil {
 			failpoint.Hit("drain-stored")
-			s.moving.Store(true)
-			done[m.sequence] = true
-		case errors.Is(failed, ErrNotConnected): // that says nothing about the entity
-			s.moving.Store(false)
-			err = failed
-		case errors.Is(failed, ErrUnavailable):
-			s.parked[key] = parking{time.Now().Add(spoolPark), m.sequence, p.next}
-			if !again {
-				s.moving.Store(false)
-				err = failed
-			}
-		default:
-			s.parked[key] = parking{time.Now().Add(spoolRetry), m.sequence, p.next}
-			if !again {
-				err = cmp.Or(err, failed)
-			}
+			r.notRemoved = d.remove(m)
 		}
-		return failed == nil
-	}
-	var wg sync.WaitGroup
-	places := make(chan struct{}, spoolWorkers)
-	for _, key := range order {
-		places <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-places }()
-			for _, m := range groups[key] {
-				if !take(key, m) {
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if failed := s.remove(all, done); failed != nil {
-		s.startOver()
-		return len(done), false, failed
-	}
-	before := s.begin
-	s.begin = s.passed(b, done)
-	return len(done), b.more && s.begin > before, err
+		d.results <- r
+	}()
 }
 
-// passed ends the parking of those of whom the first message has left, and returns a
-// sequence up to which the store holds only messages of parked entities.
-func (s *Spool) passed(b batch, done map[uint64]bool) uint64 {
-	end := b.end
-	for _, m := range b.again {
-		if !done[m.sequence] {
-			continue
-		}
-		if next := s.parked[m.entity()].next; next > 0 {
-			end = min(end, next-1)
-		}
-		delete(s.parked, m.entity())
+func (d *drain) ended(r result) {
+	d.busy--
+	d.size -= r.size
+	if r.again {
+		d.again--
 	}
-	left := func(entity string, sequence uint64) {
-		if p, parked := s.parked[entity]; parked {
-			s.parked[entity] = p.before(sequence)
-		} else {
-			end = min(end, sequence-1)
+	q := r.queue
+	switch {
+	case r.notRemoved != nil:
+		d.over = true
+	case r.failed == nil:
+		if r.again {
+			d.retries++
 		}
-	}
-	for _, m := range b.messages {
-		if !done[m.sequence] {
-			left(m.entity(), m.sequence)
+		d.stalled = false
+		d.moving.Store(true)
+		if d.full.Swap(false) {
+			d.problem("")
 		}
+		d.left(q)
+	case errors.Is(r.failed, ErrNotConnected): // that says nothing about the entity
+		d.ready = append(d.ready, q)
+		d.stall()
+	case errors.Is(r.failed, ErrUnavailable):
+		d.park(q, spoolPark)
+		if !r.again {
+			d.stall()
+		}
+	default:
+		d.park(q, min(spoolRetry<<q.failed, spoolPark))
 	}
-	for entity, sequence := range b.held {
-		left(entity, sequence)
-	}
-	return end
 }
 
-// remove removes the messages of a batch that are done, one by one: a purge while
-// others are written has cost messages (nats-server 2.15.2).
-func (s *Spool) remove(batch []stored, done map[uint64]bool) error {
-	for _, m := range batch {
-		if !done[m.sequence] {
-			continue
-		}
-		ctx, cancel := withTimeout(context.Background(), apiTimeout)
-		err := s.store.stream.DeleteMsg(ctx, m.sequence)
-		cancel()
-		if err != nil {
-			s.unsure.Store(true)
-			return s.fail("removing", err)
-		}
-		s.count.Add(-1)
-		if m.event {
-			s.events.Add(-1)
-			s.waiting.removed(m.entity(), m.sequence)
-		}
+// left takes the first message off its queue.
+func (d *drain) left(q *queue) {
+	q.failed, q.missed = 0, 0
+	if q.sequences = q.sequences[1:]; len(q.sequences) > 0 {
+		d.ready = append(d.ready, q)
+	} else {
+		delete(d.queues, q.entity)
+	}
+}
+
+func (d *drain) park(q *queue, pause time.Duration) {
+	q.failed = min(q.failed+1, 3)
+	q.until = time.Now().Add(pause)
+	heap.Push(&d.parked, q)
+}
+
+// stall has the bus tried now and then only, until it takes something.
+func (d *drain) stall() {
+	d.moving.Store(false)
+	if !d.stalled {
+		d.stalled, d.tries, d.refill = true, 0, time.Now().Add(spoolRetry)
+	}
+}
+
+// remove removes a message. A purge of many, while others are written, has cost messages
+// (nats-server 2.15.2).
+func (s *Spool) remove(m stored) error {
+	ctx, cancel := withTimeout(context.Background(), apiTimeout)
+	defer cancel()
+	if err := s.store.stream.DeleteMsg(ctx, m.sequence); err != nil {
+		s.unsure.Store(true)
+		return s.fail("removing", err)
+	}
+	s.count.Add(-1)
+	if m.event {
+		s.events.Add(-1)
+		s.waiting.removed(m.entity(), m.sequence)
 	}
 	return nil
 }

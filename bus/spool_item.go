@@ -26,20 +26,12 @@ type Spooled struct {
 // rejected is in the place of an entity for all bodies that are no events.
 const rejected = ""
 
-// entity names what the order is kept for.
+// entity names what the order is kept for. Reports about one thing have one entity.
 func (s Spooled) entity() string {
 	if s.Event == nil {
 		return rejected
 	}
 	return s.Event.CloudEvent.Source() + " " + s.Event.CloudEvent.Subject()
-}
-
-// stateKey is what the order matters for even after a crash.
-func (s Spooled) stateKey() string {
-	if s.Event == nil {
-		return ""
-	}
-	return s.Event.Identity.StateKey
 }
 
 // spoolMeta is what goes with a message, in spoolHeader.

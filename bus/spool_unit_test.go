@@ -183,17 +183,23 @@ func TestSpoolQueueKeepsTheOrder(t *testing.T) {
 // forgetful does not remove one of three messages, and says of another that it has not.
 type forgetful struct {
 	jetstream.Stream
-	err   error
-	asked *int
+	failure error
+	mu      *sync.Mutex
+	asked   *int
+	failed  func()
 }
 
 func (f forgetful) DeleteMsg(ctx context.Context, sequence uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	*f.asked++
 	switch *f.asked % 3 {
 	case 1:
-		return f.err
+		f.failed()
+		return f.failure
 	case 2:
-		return cmp.Or(f.Stream.DeleteMsg(ctx, sequence), f.err)
+		f.failed()
+		return cmp.Or(f.Stream.DeleteMsg(ctx, sequence), f.failure)
 	}
 	return f.Stream.DeleteMsg(ctx, sequence)
 }
@@ -202,8 +208,11 @@ func (f forgetful) DeleteMsg(ctx context.Context, sequence uint64) error {
 // the next about the same thing: after that it would be stored again.
 func TestSpoolThatCannotRemove(t *testing.T) {
 	t.Parallel()
-	for _, failure := range []error{context.DeadlineExceeded, errors.New("the disk fails")} {
-		t.Run(failure.Error(), func(t *testing.T) {
+	for _, test := range []struct {
+		failure error
+		broken  bool // the store is opened anew
+	}{{context.DeadlineExceeded, false}, {errors.New("the disk fails"), true}} {
+		t.Run(test.failure.Error(), func(t *testing.T) {
 			t.Parallel()
 			s := slowSpool(t, 0)
 			const customers, each = 6, 3
@@ -214,32 +223,38 @@ func TestSpoolThatCannotRemove(t *testing.T) {
 					}
 				}
 			}
-			var mu sync.Mutex
+			var mu, removing sync.Mutex
 			calls, asked, last := 0, 0, make(map[string]string)
-			ctx, stop := context.WithCancel(t.Context())
-			var running sync.WaitGroup
-			running.Go(func() {
-				s.Run(ctx, func(_ context.Context, item Spooled) error {
-					mu.Lock()
-					defer mu.Unlock()
-					if _, is := s.store.stream.(forgetful); !is { // opened anew
-						s.store.stream = forgetful{s.store.stream, failure, &asked}
-					}
-					if calls++; calls%5 == 0 {
-						return errors.New("in doubt")
-					}
-					e := item.Event.CloudEvent
-					if got := string(e.Data()); got < last[e.Subject()] {
-						t.Errorf("%s after %s", got, last[e.Subject()])
-					} else {
-						last[e.Subject()] = got
-					}
-					return nil
-				})
-			})
-			natstest.Eventually(t, time.Minute, "all have left", func() bool { return s.Len() == 0 })
-			stop()
-			running.Wait()
+			handOver := func(_ context.Context, item Spooled) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if calls++; calls%5 == 0 {
+					return errors.New("in doubt")
+				}
+				e := item.Event.CloudEvent
+				if got := string(e.Data()); got < last[e.Subject()] {
+					t.Errorf("%s after %s", got, last[e.Subject()])
+				} else {
+					last[e.Subject()] = got
+				}
+				return nil
+			}
+			for s.Len() > 0 {
+				if s.broken.Load() && !s.open(t.Context()) {
+					t.Fatal(s.Problem())
+				}
+				ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+				f := forgetful{s.store.stream, test.failure, &removing, &asked, func() {}}
+				if test.broken {
+					f.failed = stop
+				}
+				s.store.stream = f
+				var running sync.WaitGroup
+				running.Go(func() { s.Run(ctx, handOver) })
+				natstest.Eventually(t, time.Minute, "all have left", func() bool { return s.Len() == 0 || ctx.Err() != nil })
+				stop()
+				running.Wait()
+			}
 			for c := range customers {
 				want := report(t, fmt.Sprint(c), each-1).Event.CloudEvent
 				if got := last[want.Subject()]; got != string(want.Data()) {

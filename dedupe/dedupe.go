@@ -80,7 +80,8 @@ func New(b *bus.Bus, w Windows, reg prometheus.Registerer) (*Deduper, error) {
 			Help: "Events known to be new without a read of the dedupe bucket.",
 		}),
 	}
-	d.complete = func(ctx context.Context, after uint64) bool { return complete(ctx, b, after, d.latest.Load(), d.hurry) }
+	c := &completeness{bus: b}
+	d.complete = func(ctx context.Context, after uint64) bool { return c.wait(ctx, after, d.latest.Load(), d.hurry) }
 	return d, errors.Join(reg.Register(d.errors), reg.Register(d.unread))
 }
 

@@ -3,15 +3,19 @@ package ingress_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
+	"time"
 
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hookbus/bridge/bus"
+	"github.com/hookbus/bridge/internal/natstest"
 	"github.com/hookbus/bridge/normalize"
 )
 
@@ -62,4 +66,41 @@ func BenchmarkHandlerParallel(b *testing.B) {
 			}
 		}
 	})
+}
+
+// How fast a spool is emptied, to be compared with BenchmarkHandlerParallel: new events,
+// and reports of a state, each about another customer.
+func BenchmarkDrain(b *testing.B) {
+	for _, kind := range []struct {
+		name, provider string
+		body           func(*rig, normalize.Provider, int) []byte
+	}{
+		{"events", "dfns", func(r *rig, p normalize.Provider, _ int) []byte { return r.fresh(p) }},
+		{"reports", "waldo", func(_ *rig, _ normalize.Provider, n int) []byte {
+			return fmt.Appendf(nil, `{"event":"flag","customerId":"c-%d","flag":true}`, n)
+		}},
+	} {
+		b.Run(kind.name, func(b *testing.B) {
+			r, begin := outage(b, bus.SpoolConfig{MaxBytes: 8 << 30})
+			r.level.Set(slog.LevelError)
+			p := provider(b, kind.provider)
+			var wg sync.WaitGroup
+			for w := range 64 {
+				wg.Go(func() {
+					for n := w; n < b.N; n += 64 {
+						w := httptest.NewRecorder()
+						r.handler.ServeHTTP(w, r.signed(p, kind.body(r, p, n)))
+						if w.Code != http.StatusOK {
+							b.Error(w.Code, w.Body)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			begin()
+			natstest.Eventually(b, time.Minute, "the first has left", func() bool { return r.spool.Len() < b.N })
+			b.ResetTimer()
+			natstest.Eventually(b, time.Hour, "the spool is empty", func() bool { return r.spool.Len() == 0 })
+		})
+	}
 }
