@@ -47,7 +47,8 @@ type sender struct {
 	rate    float64 // of both together
 	url     map[string]string
 	clients []*http.Client
-	stop    chan struct{}
+	stop    chan struct{} // nothing new is sent
+	giveUp  chan struct{} // nor is anything sent again
 	wg      sync.WaitGroup
 
 	mu      sync.Mutex
@@ -73,7 +74,7 @@ func newCounts() *counts {
 }
 
 func newSender(rate float64, urls map[string]string, secrets map[string]string) *sender {
-	s := &sender{rate: rate, url: urls, secrets: secrets, stop: make(chan struct{}), all: make(map[digest]*sent), count: make(map[string]*counts)}
+	s := &sender{rate: rate, url: urls, secrets: secrets, stop: make(chan struct{}), giveUp: make(chan struct{}), all: make(map[digest]*sent), count: make(map[string]*counts)}
 	for name := range urls {
 		s.count[name] = newCounts()
 	}
@@ -87,7 +88,7 @@ func newSender(rate float64, urls map[string]string, secrets map[string]string) 
 	return s
 }
 
-// run sends until it is stopped, and returns when all answers have come.
+// run sends until it is stopped, and returns when all is answered 200 or given up.
 func (s *sender) run() {
 	names := slices.Sorted(maps.Keys(s.url))
 	providers := normalize.Providers()
@@ -132,7 +133,7 @@ func (s *sender) pause(d time.Duration) bool {
 	select {
 	case <-time.After(d):
 		return true
-	case <-s.stop:
+	case <-s.giveUp:
 		return false
 	}
 }
@@ -230,17 +231,17 @@ func (s *sender) requests(to string) int {
 	return s.count[to].requests
 }
 
-// settled reports whether all that was sent before a time was answered 200.
-func (s *sender) settled(before time.Time) bool {
+// unsettled returns what was sent before a time and has not been answered 200.
+func (s *sender) unsettled(before time.Time) (webhooks []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == 0 {
-		return true
+		return nil
 	}
 	for _, w := range s.all {
 		if !w.ok && w.at.Before(before) {
-			return false
+			webhooks = append(webhooks, fmt.Sprintf("%s of %s\n  %s", w.provider, w.to, strings.Join(w.answers, "\n  ")))
 		}
 	}
-	return true
+	return webhooks
 }
