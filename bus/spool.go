@@ -79,10 +79,9 @@ const (
 	longestWait  = 10 * time.Second // of a request, so that a clock may be set back
 	spoolFew     = 64               // events
 	spoolWorkers = 64
-	spoolTries   = 8   // in each spoolRetry while the bus takes nothing
-	spoolRetries = 64  // in each spoolRetry of what fails once more
-	spoolMisses  = 3   // of what was there
-	spoolLooks   = 512 // before it is seen what has been handed over
+	spoolTries   = 64  // in each spoolRetry: of what fails once more, and of all while the bus takes nothing
+	spoolMisses  = 3   // reads that do not find a message that was there, until all is looked at anew
+	spoolLooks   = 512 // at most before others have a turn
 	// What is known of what waits, and what of it is in memory.
 	spoolKnown = 1 << 16  // entities
 	spoolBytes = 16 << 20 // bytes
@@ -230,11 +229,10 @@ func (s *Spool) turn(ctx context.Context) error {
 				return
 			case <-tick.C:
 			}
-			if s.slow.Load() || s.broken.Load() || !s.mu.TryRLock() {
+			if s.slow.Load() || s.broken.Load() {
 				giveUp(context.DeadlineExceeded)
 				return
 			}
-			s.mu.RUnlock()
 		}
 	}()
 	select {

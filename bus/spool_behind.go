@@ -15,7 +15,7 @@ type waiting struct {
 	seed     maphash.Seed
 	entities map[uint64]int // events by the entity's hash
 	older    int            // events that were there when the store was opened
-	last     uint64         // the sequence of the last of them; of Run only
+	last     uint64         // the sequence of the last of them; set while nothing is handed over
 }
 
 // reset says what the store holds.

@@ -42,7 +42,6 @@ func (s *Spool) recount(ctx context.Context) {
 	case s.rebuilt: // no more can be done
 	case s.unread.IsZero(): // it may pass: the server does not say what the matter is
 		s.unread = time.Now()
-		time.AfterFunc(spoolReopen, s.notify)
 	case time.Since(s.unread) >= spoolReopen:
 		s.lookThrough(ctx)
 	}
@@ -54,6 +53,7 @@ func (s *Spool) recount(ctx context.Context) {
 func (s *Spool) lookThrough(ctx context.Context) {
 	s.damaged(fmt.Sprintf("%d messages cannot be read", s.Len()))
 	s.rebuilt = true
+	s.broken.Store(true) // until it is open
 	s.close()
 	if err := os.Remove(filepath.Join(s.streamDir(), "msgs", "index.db")); err != nil {
 		s.log.Warn("the spool is not looked through", "error", err)

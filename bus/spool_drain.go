@@ -24,7 +24,7 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 		}
 		d := &drain{
 			Spool: s, handOver: handOver, results: make(chan result, spoolWorkers),
-			looked: make(map[string]uint64), all: make(map[string]bool), queues: make(map[string]*queue),
+			looked: make(map[string]uint64), exhausted: make(map[string]bool), queues: make(map[string]*queue),
 		}
 		d.run(ctx)
 		wait(ctx, spoolRetry)
@@ -42,23 +42,24 @@ func wait(ctx context.Context, d time.Duration) {
 // know whom it is about, and is in the queue of its entity until it has left.
 type drain struct {
 	*Spool
-	handOver func(context.Context, Spooled) error
-	looked   map[string]uint64 // up to which sequence, by subject
-	all      map[string]bool   // by subject: nothing is behind that
-	queues   map[string]*queue // by entity
-	ready    []*queue          // to be handed over from
-	parked   parked            // to be tried again
-	results  chan result
-	busy     int       // messages being handed over
-	again    int       // those of them that had failed before
-	size     int       // bytes of them
-	turn     bool      // of those that had failed
-	stalled  bool      // the bus did not take what was tried for the first time
-	tries    int       // until refill, while it is stalled
-	retries  int       // until refill, of those that fail once more
-	refill   time.Time // of both
-	room     time.Time // when it was looked for
-	over     bool      // the store has not read or removed something
+	handOver  func(context.Context, Spooled) error
+	looked    map[string]uint64 // up to which sequence, by subject
+	exhausted map[string]bool   // by subject: the last look found nothing
+	queues    map[string]*queue // by entity
+	ready     []*queue          // their first messages have not failed
+	parked    parked            // to be tried again
+	results   chan result
+	busy      int       // messages being handed over
+	size      int       // bytes of their bodies
+	again     int       // those of the messages that had failed before
+	oldFirst  bool      // the next to be tried is one that had failed
+	refused   int       // how many new ones the bus did not take since it took one
+	stalled   bool      // it has not taken spoolTries of them
+	tries     int       // until refill, while it is stalled
+	retries   int       // until refill, of those that fail once more
+	refill    time.Time // of both
+	room      time.Time // when it was looked for
+	over      bool      // all is to be looked at anew
 }
 
 // queue holds the sequences of an entity's messages. It is in one of drain's ready and
@@ -67,7 +68,7 @@ type queue struct {
 	entity    string
 	sequences []uint64
 	failed    int // attempts with the first
-	missed    int // reads of it that did not find it
+	missed    int // reads that did not find the first
 	until     time.Time
 }
 
@@ -104,7 +105,7 @@ func (d *drain) run(ctx context.Context) {
 		if !more && d.busy == 0 && (end || d.idle(ctx, ticked)) {
 			return
 		}
-		if d.tight.Load() && time.Since(d.room) >= spoolRetry {
+		if !end && d.tight.Load() && time.Since(d.room) >= spoolRetry {
 			if d.room = time.Now(); d.makeRoom() == nil && !d.tight.Load() {
 				d.problem("")
 			}
@@ -113,7 +114,7 @@ func (d *drain) run(ctx context.Context) {
 		switch {
 		case more:
 			tick = time.After(0)
-		case len(d.parked) > 0 || d.stalled || d.tight.Load():
+		case len(d.parked) > 0 || d.stalled || d.tight.Load() || d.busy == 0 && d.Len() > 0:
 			tick = time.After(spoolRetry)
 		}
 		ticked = false
@@ -121,10 +122,9 @@ func (d *drain) run(ctx context.Context) {
 		case r := <-d.results:
 			d.ended(r)
 		case <-d.wake:
-			clear(d.all)
+			clear(d.exhausted)
 		case <-tick:
 			ticked = true
-			clear(d.all)
 		case <-done:
 			done = nil
 		}
@@ -134,20 +134,17 @@ func (d *drain) run(ctx context.Context) {
 	}
 }
 
-// idle has the store counted when nothing can be handed over, and reports whether it was
-// opened anew.
+// idle has the store counted when nothing could be handed over for a while and nothing is
+// being written, and reports whether the store was opened anew.
 func (d *drain) idle(ctx context.Context, ticked bool) bool {
-	if len(d.queues) > 0 && !ticked {
+	if !ticked || d.slow.Load() || len(d.places) > 0 {
 		return false
 	}
 	store := d.store
 	d.recount(ctx)
 	if len(d.queues) == 0 {
 		d.stalled = false
-		if d.Len() > 0 && len(d.looked) > 0 { // there should be nothing
-			clear(d.looked)
-			d.notify()
-		}
+		clear(d.looked) // if something is stored it was overlooked
 	}
 	return d.store != store
 }
@@ -156,14 +153,16 @@ func (d *drain) idle(ctx context.Context, ticked bool) bool {
 // look at.
 func (d *drain) begin(ctx context.Context) bool {
 	if now := time.Now(); now.After(d.refill) {
-		d.tries, d.retries, d.refill = spoolTries, spoolRetries, now.Add(spoolRetry)
+		d.tries, d.retries, d.refill = spoolTries, spoolTries, now.Add(spoolRetry)
+		clear(d.exhausted)
 	}
-	for range spoolLooks {
-		if d.over || d.busy == spoolWorkers || d.size > spoolBytes || d.stalled && d.tries == 0 {
+	for n := 0; n < spoolLooks && len(d.results) == 0; n++ {
+		if d.over || d.slow.Load() || d.busy == spoolWorkers || d.size > spoolBytes || d.stalled && d.tries == 0 {
 			return false
 		}
-		d.turn = !d.turn
-		if !(d.turn && d.retry(ctx) || d.next(ctx) || d.retry(ctx)) {
+		d.oldFirst = !d.oldFirst
+		begun := d.oldFirst && d.retry(ctx) || d.next(ctx) || d.retry(ctx)
+		if !begun {
 			return false
 		}
 	}
@@ -195,13 +194,12 @@ func (d *drain) next(ctx context.Context) bool {
 
 // look looks at the next message, and reports whether there was one.
 func (d *drain) look(ctx context.Context, subject string) bool {
-	if d.all[subject] || d.over {
+	if d.exhausted[subject] {
 		return false
 	}
 	msg, err := d.read(ctx, d.looked[subject]+1, subject)
 	if err != nil {
-		d.all[subject] = errors.Is(err, jetstream.ErrMsgNotFound)
-		d.over = !d.all[subject]
+		d.exhausted[subject] = true
 		return false
 	}
 	d.looked[subject] = msg.Sequence
@@ -226,12 +224,12 @@ func (d *drain) first(ctx context.Context, q *queue) {
 		q.missed = 0
 		d.hand(ctx, q, decodeStored(msg))
 	case err != nil && !errors.Is(err, jetstream.ErrMsgNotFound):
-		d.over = true
+		d.park(q, spoolRetry)
 	case q.missed < spoolMisses:
 		q.missed++
 		d.park(q, spoolRetry)
 	default:
-		d.left(q)
+		d.over = true
 	}
 }
 
@@ -269,18 +267,26 @@ func (d *drain) ended(r result) {
 		if r.again {
 			d.retries++
 		}
-		d.stalled = false
+		d.stalled, d.refused = false, 0
 		d.moving.Store(true)
 		if d.full.Swap(false) {
 			d.problem("")
 		}
 		d.left(q)
 	case errors.Is(r.failed, ErrNotConnected): // that says nothing about the entity
-		d.ready = append(d.ready, q)
+		if r.again {
+			heap.Push(&d.parked, q)
+		} else {
+			d.ready = append(d.ready, q)
+		}
 		d.stall()
-	case errors.Is(r.failed, ErrUnavailable):
+		d.tries = 0
+	case errors.Is(r.failed, ErrUnavailable): // that of a few says nothing about the bus
 		d.park(q, spoolPark)
-		if !r.again {
+		if r.again {
+			break
+		}
+		if d.refused++; d.refused >= spoolTries {
 			d.stall()
 		}
 	default:

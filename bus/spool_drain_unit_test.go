@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -139,21 +140,22 @@ func TestSpoolManyReportsOfOneThing(t *testing.T) {
 	}
 }
 
-// blind finds nothing for a while, as a server that cannot open a file.
-type blind struct {
+// unreadable answers some reads with an error, as a server that cannot open a file.
+type unreadable struct {
 	jetstream.Stream
-	sees *atomic.Bool
-	asks *atomic.Int32 // for the second message
+	fails func(ctx context.Context, sequence uint64) error
 }
 
-func (b blind) GetMsg(ctx context.Context, sequence uint64, options ...jetstream.GetMsgOpt) (*jetstream.RawStreamMsg, error) {
-	if b.sees.Load() {
-		return b.Stream.GetMsg(ctx, sequence, options...)
+func (u unreadable) GetMsg(ctx context.Context, sequence uint64, options ...jetstream.GetMsgOpt) (*jetstream.RawStreamMsg, error) {
+	if err := u.fails(ctx, sequence); err != nil {
+		return nil, err
 	}
-	if sequence == 2 {
-		b.asks.Add(1)
-	}
-	return nil, jetstream.ErrMsgNotFound
+	return u.Stream.GetMsg(ctx, sequence, options...)
+}
+
+// failReads has reads fail with what fails returns.
+func failReads(s *Spool, fails func(ctx context.Context, sequence uint64) error) {
+	s.store.stream = unreadable{s.store.stream, fails}
 }
 
 // A message that failed and then cannot be read for a moment is not passed by the next
@@ -163,8 +165,16 @@ func TestSpoolCannotReadForAMoment(t *testing.T) {
 	s := slowSpool(t, 0)
 	var sees, stored atomic.Bool
 	sees.Store(true)
-	var asks atomic.Int32
-	s.store.stream = blind{s.store.stream, &sees, &asks}
+	var asks atomic.Int32 // for the second message
+	failReads(s, func(_ context.Context, sequence uint64) error {
+		if sees.Load() {
+			return nil
+		}
+		if sequence == 2 {
+			asks.Add(1)
+		}
+		return jetstream.ErrMsgNotFound
+	})
 	for i, customer := range []string{"bad", "c", "c", "c"} {
 		if err := s.Put(t.Context(), report(t, customer, i)); err != nil {
 			t.Fatal(err)
@@ -200,6 +210,169 @@ func TestSpoolCannotReadForAMoment(t *testing.T) {
 	natstest.Eventually(t, time.Minute, "all have left", func() bool { return s.Len() == 0 })
 	if !slices.IsSorted(got[:3]) {
 		t.Errorf("they left as %v", got)
+	}
+}
+
+// A message that cannot be read for longer than that leaves as soon as it can be, also if
+// another cannot be stored.
+func TestSpoolCannotReadForAWhile(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, 0)
+	var sees atomic.Bool
+	var asks atomic.Int32
+	sees.Store(true)
+	failReads(s, func(_ context.Context, sequence uint64) error {
+		if sequence != 2 || sees.Load() {
+			return nil
+		}
+		asks.Add(1)
+		return jetstream.ErrMsgNotFound
+	})
+	for i, customer := range []string{"bad", "c"} {
+		if err := s.Put(t.Context(), report(t, customer, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var tried atomic.Bool
+	running(t, s, func(_ context.Context, item Spooled) error {
+		if subject(item) == "bad" {
+			return ErrUnavailable
+		}
+		if !tried.Swap(true) {
+			sees.Store(false)
+			return errors.New("in doubt")
+		}
+		return nil
+	})
+	natstest.Eventually(t, time.Minute, "it is looked for again and again", func() bool { return asks.Load() > 2*spoolMisses })
+	sees.Store(true)
+	natstest.Eventually(t, 20*time.Second, "it has left", func() bool { return s.Len() == 1 })
+}
+
+// What could not be found once is looked for again, also if nothing else happens.
+func TestSpoolFindsNothingOnce(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, 0)
+	putAll(t, s, 1, func(int) Spooled { return report(t, "c", 1) })
+	<-s.wake // as if it was there before the spool was opened
+	var asked atomic.Int32
+	failReads(s, func(context.Context, uint64) error {
+		if asked.Add(1) <= 2 { // a rejected body, an event
+			return jetstream.ErrMsgNotFound
+		}
+		return nil
+	})
+	running(t, s, func(context.Context, Spooled) error { return nil })
+	natstest.Eventually(t, 20*time.Second, "it has left", func() bool { return s.Len() == 0 })
+}
+
+// Nor do those that fail all the time keep it from being looked for.
+func TestSpoolFindsNothingWhileOthersFail(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, 0)
+	const bad = 300
+	putAll(t, s, bad, func(i int) Spooled { return report(t, fmt.Sprint("bad-", i), 1) })
+	putAll(t, s, 1, func(int) Spooled { return report(t, "good", 1) })
+	var sees atomic.Bool
+	failReads(s, func(_ context.Context, sequence uint64) error {
+		if sequence > bad && !sees.Load() {
+			return jetstream.ErrMsgNotFound
+		}
+		return nil
+	})
+	var tried atomic.Int32
+	running(t, s, func(_ context.Context, item Spooled) error {
+		if subject(item) == "good" {
+			return nil
+		}
+		tried.Add(1)
+		time.Sleep(100*time.Millisecond + rand.N(200*time.Millisecond)) // it takes as long
+		return errors.New("in doubt")
+	})
+	natstest.Eventually(t, time.Minute, "others fail again and again", func() bool { return tried.Load() > 2*bad })
+	sees.Store(true)
+	natstest.Eventually(t, 10*time.Second, "it has left", func() bool { return s.Len() == bad })
+}
+
+// A read that takes too long does not have all wait for the slowest attempt.
+func TestSpoolSlowRead(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, 0)
+	var slow atomic.Bool
+	failReads(s, func(ctx context.Context, _ uint64) error {
+		if !slow.Swap(false) {
+			return nil
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	putAll(t, s, 1, func(int) Spooled { return report(t, "slow", 1) })
+	begun, over, left := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	running(t, s, func(_ context.Context, item Spooled) error {
+		if subject(item) == "slow" {
+			close(begun)
+			<-over
+		} else {
+			close(left)
+		}
+		return nil
+	})
+	t.Cleanup(func() { close(over) }) // before it waits for what was begun
+	<-begun
+	slow.Store(true)
+	putAll(t, s, 1, func(int) Spooled { return report(t, "good", 1) })
+	select {
+	case <-left:
+	case <-time.After(time.Minute):
+		t.Error("it has not left")
+	}
+}
+
+// One that the bus does not take, or a thousand, says little about others: what can be
+// stored leaves soon.
+func TestSpoolFewTaken(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ refused, doubts int }{{1, 600}, {1000, 0}} {
+		t.Run(fmt.Sprint(test.refused, " refused"), func(t *testing.T) {
+			t.Parallel()
+			s := slowSpool(t, 0)
+			putAll(t, s, test.refused, func(i int) Spooled { return report(t, fmt.Sprint("refused-", i), 1) })
+			putAll(t, s, test.doubts, func(i int) Spooled { return report(t, fmt.Sprint("doubt-", i), 1) })
+			putAll(t, s, 1, func(int) Spooled { return report(t, "good", 1) })
+			running(t, s, func(_ context.Context, item Spooled) error {
+				switch {
+				case subject(item) == "good":
+					return nil
+				case strings.HasPrefix(subject(item), "refused"):
+					return ErrUnavailable
+				}
+				return errors.New("in doubt")
+			})
+			start := time.Now()
+			natstest.Eventually(t, 20*time.Second, "what can be stored has left", func() bool { return s.Len() == test.refused+test.doubts })
+			t.Log(time.Since(start))
+		})
+	}
+}
+
+// While all leaves as fast as it comes, the spool takes what comes at the same moment.
+func TestSpoolBurstWhileItLeaves(t *testing.T) {
+	t.Parallel()
+	for _, disk := range []time.Duration{0, 5 * time.Millisecond, 20 * time.Millisecond} {
+		t.Run(disk.String(), func(t *testing.T) {
+			t.Parallel()
+			s := slowSpool(t, disk)
+			running(t, s, func(context.Context, Spooled) error { return nil })
+			var wg sync.WaitGroup
+			for i := range 200 {
+				wg.Go(func() {
+					if err := s.Put(t.Context(), report(t, fmt.Sprint(i), 1)); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+		})
 	}
 }
 

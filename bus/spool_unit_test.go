@@ -273,6 +273,7 @@ func TestSpoolThatCannotRemove(t *testing.T) {
 func TestSpoolThatIsOpenedTakesNothing(t *testing.T) {
 	t.Parallel()
 	s := slowSpool(t, 0)
+	s.broken.Store(true)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(t.Context(), 7*time.Second)
