@@ -56,12 +56,12 @@ func (w *waiting) has(entity string) bool {
 func (s *Spool) Stalled() { s.moving.Store(false) }
 
 // Behind reports whether an item has to be put behind what waits: an event behind
-// those of its entity and, while the bus takes nothing, behind all; a rejected body
-// behind whatever waits. While the last few events leave, it waits for them: otherwise
+// those of its entity, a rejected body behind others, and each behind all while the bus
+// takes nothing. While the last few events leave, an event waits for them: otherwise
 // events that come as fast as others leave would keep the spool in use for ever.
 func (s *Spool) Behind(ctx context.Context, item Spooled) bool {
 	if item.Event == nil {
-		return s.Len() > 0
+		return s.Len() > s.Events() || s.Len() > 0 && !s.moving.Load()
 	}
 	ctx, cancel := context.WithTimeout(ctx, spoolRetry)
 	defer cancel()

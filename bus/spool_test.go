@@ -729,7 +729,7 @@ func TestSpoolLetsOthersPass(t *testing.T) {
 		switch {
 		case away.Load():
 			return bus.ErrUnavailable
-		case item.Event.CloudEvent.Subject() == "a" && !taken.Load():
+		case item.Event != nil && item.Event.CloudEvent.Subject() == "a" && !taken.Load():
 			return errors.New("in doubt")
 		}
 		return nil
@@ -743,6 +743,17 @@ func TestSpoolLetsOthersPass(t *testing.T) {
 	if !behind("a") {
 		t.Error("a passes a")
 	}
+	body := bus.Spooled{Rejected: &bus.Rejected{Provider: "waldo", Reason: "body_not_json", Body: []byte("x"), Received: time.Now()}}
+	if s.Behind(t.Context(), body) {
+		t.Error("a rejected body does not pass a")
+	}
+	stop()
+	mustPut(t, s, body)
+	if !s.Behind(t.Context(), body) {
+		t.Error("a rejected body passes another")
+	}
+	stop = s.run(handOver)
+	natstest.Eventually(t, within, "the rejected body has left", func() bool { return s.Len() == 1 })
 	stop()
 	s.Recount(t.Context()) // a was put when nothing had been found
 	if behind("b") || !behind("a") {
