@@ -100,12 +100,12 @@ type result struct {
 func (d *drain) run(ctx context.Context) {
 	done, ticked := ctx.Done(), false
 	for {
-		end := ctx.Err() != nil || d.over || d.broken.Load()
-		more := !end && d.begin(ctx)
+		more := d.begin(ctx)
+		end := d.ends(ctx)
 		if !more && d.busy == 0 && (end || d.idle(ctx, ticked)) {
 			return
 		}
-		if !end && d.tight.Load() && time.Since(d.room) >= spoolRetry {
+		if d.tight.Load() && !end && time.Since(d.room) >= spoolRetry {
 			if d.room = time.Now(); d.makeRoom() == nil && !d.tight.Load() {
 				d.problem("")
 			}
@@ -134,6 +134,10 @@ func (d *drain) run(ctx context.Context) {
 	}
 }
 
+func (d *drain) ends(ctx context.Context) bool {
+	return ctx.Err() != nil || d.over || d.broken.Load()
+}
+
 // idle has the store counted when nothing could be handed over for a while and nothing is
 // being written, and reports whether the store was opened anew.
 func (d *drain) idle(ctx context.Context, ticked bool) bool {
@@ -157,7 +161,7 @@ func (d *drain) begin(ctx context.Context) bool {
 		clear(d.exhausted)
 	}
 	for n := 0; n < spoolLooks && len(d.results) == 0; n++ {
-		if d.over || d.slow.Load() || d.busy == spoolWorkers || d.size > spoolBytes || d.stalled && d.tries == 0 {
+		if d.ends(ctx) || d.slow.Load() || d.busy == spoolWorkers || d.size > spoolBytes || d.stalled && d.tries == 0 {
 			return false
 		}
 		d.oldFirst = !d.oldFirst
