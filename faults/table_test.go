@@ -80,7 +80,7 @@ type summary struct {
 	latency, delivery     spread
 	gap                   time.Duration // the longest time without a 200
 	hit                   int           // faults that found requests in flight
-	unspooled             int           // 503 to a provider that does not retry
+	unspooled             []*occurrence // 503 to a provider that does not retry
 	spool                 spool
 }
 
@@ -120,7 +120,7 @@ func summarize(s *sender, x *injector, r *reader) summary {
 			m.why[d.why]++
 			m.answers[answerOf(d)]++
 			if d.status == 503 && !retries[o.provider.Name] && d.why == original && !x.spoolIsFull(d) {
-				m.unspooled++
+				m.unspooled = append(m.unspooled, o)
 			}
 			if !d.ok() || d.why == again {
 				continue
@@ -204,7 +204,7 @@ func table(s *sender, x *injector, m summary, v *verdict) string {
 	row("requests", "%d: %s", m.requests, counts(m.why))
 	row("answered 200", "%d", ok)
 	row("answers", "%s", counts(m.answers))
-	row("503 where none retries", "%d", m.unspooled)
+	row("503 where none retries", "%d", len(m.unspooled))
 	row("stored", "%d, and %d in the quarantine", v.inStream, v.quarantined)
 	row("lost", "%d", v.lost)
 	row("twice", "%d", v.twice)
