@@ -43,8 +43,8 @@ func (s *Spool) Stored(t *testing.T) int {
 	return int(info.State.Msgs)
 }
 
-// Recount counts as Run does when it found nothing to hand over. Run must not be running.
-func (s *Spool) Recount(ctx context.Context) { s.recount(ctx) }
+// Miscounted counts as Run does when it found nothing to hand over. Run must not be running.
+func (s *Spool) Miscounted(ctx context.Context) bool { return s.miscounted(ctx) }
 
 // Probe has the disk be probed for that long.
 func (s *Spool) Probe(d time.Duration) {

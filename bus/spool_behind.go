@@ -7,25 +7,26 @@ import (
 	"time"
 )
 
-// waiting knows which entities have events in the spool, or on the way into it. It does
-// not know the entities of what the store held when it was opened: as long as some of
-// that waits, every entity counts as waiting.
+// waiting knows which entities have events in the spool, or on the way into it. As long
+// as the entity of some event that the store held when it was counted is unknown, every
+// entity counts as waiting.
 type waiting struct {
 	mu       sync.Mutex
 	seed     maphash.Seed
 	entities map[uint64]int // events by the entity's hash
-	older    int            // events that were there when the store was opened
-	last     uint64         // the sequence of the last of them; set while nothing is handed over
+	unknown  int            // events that were there when the store was counted
+	last     uint64         // the sequence of the last of them
 }
 
 // reset says what the store holds.
 func (w *waiting) reset(events int, last uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.seed, w.entities, w.older, w.last = maphash.MakeSeed(), make(map[uint64]int), events, last
+	w.seed, w.entities, w.unknown, w.last = maphash.MakeSeed(), make(map[uint64]int), events, last
 }
 
-// add counts an event that is about to be written or, with -1, is not after all.
+// add counts an event that is about to be written or, with -1, is not after all, or was
+// removed.
 func (w *waiting) add(entity string, n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -35,21 +36,20 @@ func (w *waiting) add(entity string, n int) {
 	}
 }
 
-// removed says that an event was removed from the store.
-func (w *waiting) removed(entity string, sequence uint64) {
-	if sequence > w.last {
-		w.add(entity, -1)
-		return
-	}
+// looked says whom an event of the store is about.
+func (w *waiting) looked(entity string, sequence uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.older--
+	if sequence <= w.last {
+		w.unknown--
+		w.entities[maphash.String(w.seed, entity)]++
+	}
 }
 
 func (w *waiting) has(entity string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.older > 0 || w.entities[maphash.String(w.seed, entity)] > 0
+	return w.unknown > 0 || w.entities[maphash.String(w.seed, entity)] > 0
 }
 
 // Stalled says that the bus has not taken something.

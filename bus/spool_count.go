@@ -11,30 +11,38 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// recount counts again after nothing was found to hand over. What is missing then, since
-// it was written and not removed, has been lost.
-func (s *Spool) recount(ctx context.Context) {
+// recount counts what the store holds, and reports whether it could. What is missing,
+// since it was written and not removed, has been lost.
+func (s *Spool) recount(ctx context.Context) bool {
+	s.mu.Lock() // nothing is being written
+	defer s.mu.Unlock()
+	state, err := s.state(ctx)
+	if err != nil {
+		return false
+	}
+	before, unsure := s.Len(), s.unsure.Swap(false)
+	s.counted(state)
+	if missing := before - s.Len(); missing > 0 && !unsure {
+		s.damaged(fmt.Sprintf("%d messages are missing", missing))
+	}
+	return true
+}
+
+// miscounted reports whether the store holds something else than is counted, after
+// nothing was found to hand over.
+func (s *Spool) miscounted(ctx context.Context) bool {
 	if s.Len() == 0 && s.Events() == 0 {
-		return
+		s.unread = time.Time{}
+		return false
 	}
 	s.mu.Lock() // nothing is being written
 	defer s.mu.Unlock()
-	messages, events := s.Len(), s.Events()
 	state, err := s.state(ctx)
 	if err != nil {
-		s.log.Warn("counting what the spool holds", "error", err)
-		return
+		return false
 	}
-	unsure := s.unsure.Swap(false)
-	if uint64(messages) != state.Msgs || uint64(events) != state.Subjects[eventSubject] {
-		s.counted(state) // else who waits is known, and counting again would forget it
-	}
-	if missing := messages - s.Len(); missing > 0 && !unsure {
-		s.damaged(fmt.Sprintf("%d messages are missing", missing))
-	}
-	if s.Len() == 0 {
-		s.unread = time.Time{}
-		return
+	if uint64(s.Len()) != state.Msgs || uint64(s.Events()) != state.Subjects[eventSubject] {
+		return true
 	}
 	switch _, err := s.read(ctx, 1, anySubject); {
 	case !errors.Is(err, jetstream.ErrMsgNotFound): // written just now
@@ -45,6 +53,7 @@ func (s *Spool) recount(ctx context.Context) {
 	case time.Since(s.unread) >= spoolReopen:
 		s.lookThrough(ctx)
 	}
+	return false
 }
 
 // lookThrough has the server look through its files for what can be read. A message that
@@ -62,12 +71,15 @@ func (s *Spool) lookThrough(ctx context.Context) {
 	s.notify()
 }
 
-// state returns what the store holds, also by subject.
+// state returns what the store holds, also by subject. The lock is held.
 func (s *Spool) state(ctx context.Context) (jetstream.StreamState, error) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	bounded, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	info, err := s.store.stream.Info(ctx, jetstream.WithSubjectFilter(anySubject))
+	info, err := s.store.stream.Info(bounded, jetstream.WithSubjectFilter(anySubject))
 	if err != nil {
+		if ctx.Err() == nil {
+			err = s.fail("counting", err)
+		}
 		return jetstream.StreamState{}, err
 	}
 	return info.State, nil

@@ -22,6 +22,10 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 			wait(ctx, spoolReopen)
 			continue
 		}
+		if !s.recount(ctx) {
+			wait(ctx, spoolRetry)
+			continue
+		}
 		d := &drain{
 			Spool: s, handOver: handOver, results: make(chan result, spoolWorkers),
 			looked: make(map[string]uint64), exhausted: make(map[string]bool), queues: make(map[string]*queue),
@@ -138,19 +142,18 @@ func (d *drain) ends(ctx context.Context) bool {
 	return ctx.Err() != nil || d.over || d.broken.Load()
 }
 
-// idle has the store counted when nothing could be handed over for a while and nothing is
-// being written, and reports whether the store was opened anew.
+// idle has the store looked at when nothing could be handed over for a while and nothing
+// is being written, and reports whether all is to be looked at anew.
 func (d *drain) idle(ctx context.Context, ticked bool) bool {
 	if !ticked || d.slow.Load() || len(d.places) > 0 {
 		return false
 	}
-	store := d.store
-	d.recount(ctx)
 	if len(d.queues) == 0 {
 		d.stalled = false
 		clear(d.looked) // if something is stored it was overlooked
 	}
-	return d.store != store
+	store := d.store
+	return d.miscounted(ctx) || d.store != store
 }
 
 // begin has as many messages handed over as may be, and reports whether there is more to
@@ -208,6 +211,9 @@ func (d *drain) look(ctx context.Context, subject string) bool {
 	}
 	d.looked[subject] = msg.Sequence
 	m := decodeStored(msg)
+	if m.event {
+		d.waiting.looked(m.entity(), m.sequence)
+	}
 	q := d.queues[m.entity()]
 	if q != nil {
 		q.sequences = append(q.sequences, m.sequence)
@@ -334,7 +340,7 @@ func (s *Spool) remove(m stored) error {
 	s.count.Add(-1)
 	if m.event {
 		s.events.Add(-1)
-		s.waiting.removed(m.entity(), m.sequence)
+		s.waiting.add(m.entity(), -1)
 	}
 	return nil
 }

@@ -261,6 +261,9 @@ func TestSpoolThatCannotRemove(t *testing.T) {
 					t.Errorf("the last is %s, want %s", got, want.Data())
 				}
 			}
+			if w := &s.waiting; w.unknown != 0 || len(w.entities) != 0 {
+				t.Errorf("nothing waits, but %d events and %d entities are counted", w.unknown, len(w.entities))
+			}
 			if calls <= customers*each*6/5 {
 				t.Errorf("handed over %d times: nothing was handed over again", calls)
 			}
