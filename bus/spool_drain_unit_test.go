@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -401,5 +402,93 @@ func TestSpoolCannotCountAtOnce(t *testing.T) {
 	}
 	if s.Warning() != "" || s.Len() != 0 {
 		t.Errorf("%d in the spool; %s", s.Len(), s.Warning())
+	}
+}
+
+// flaky now and then does not find a message, takes too long to read or remove one, or
+// removes one and does not say so.
+type flaky struct{ jetstream.Stream }
+
+func (f flaky) GetMsg(ctx context.Context, sequence uint64, options ...jetstream.GetMsgOpt) (*jetstream.RawStreamMsg, error) {
+	switch rand.IntN(100) {
+	case 0:
+		return nil, context.DeadlineExceeded
+	case 1, 2:
+		return nil, jetstream.ErrMsgNotFound
+	}
+	return f.Stream.GetMsg(ctx, sequence, options...)
+}
+
+func (f flaky) DeleteMsg(ctx context.Context, sequence uint64) error {
+	switch rand.IntN(100) {
+	case 0:
+		return context.DeadlineExceeded
+	case 1:
+		return cmp.Or(f.Stream.DeleteMsg(ctx, sequence), context.DeadlineExceeded)
+	}
+	return f.Stream.DeleteMsg(ctx, sequence)
+}
+
+// Whatever fails, each event is handed over, in the order of its entity, no two of one
+// at the same moment; and then nobody waits.
+func TestSpoolWhereMuchFails(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, 0)
+	s.store.stream = flaky{s.store.stream}
+	const entities, each = 20, 20
+	var mu sync.Mutex
+	under, left := make(map[string]bool), make(map[string][]string)
+	running(t, s, func(_ context.Context, item Spooled) error {
+		e := item.Event.CloudEvent
+		mu.Lock()
+		defer mu.Unlock()
+		if under[e.Subject()] {
+			t.Error("two of one entity")
+		}
+		under[e.Subject()] = true
+		mu.Unlock()
+		time.Sleep(rand.N(2 * time.Millisecond)) // it takes as long
+		mu.Lock()
+		under[e.Subject()] = false
+		switch rand.IntN(40) {
+		case 0:
+			return errors.New("in doubt")
+		case 1:
+			return ErrUnavailable
+		case 2:
+			return ErrNotConnected
+		}
+		if events := left[e.Subject()]; !slices.Contains(events, string(e.Data())) {
+			left[e.Subject()] = append(events, string(e.Data()))
+		} else if events[len(events)-1] != string(e.Data()) {
+			t.Errorf("%s again after %s", e.Data(), events[len(events)-1])
+		}
+		return nil
+	})
+	var wg sync.WaitGroup
+	for c := range entities {
+		wg.Go(func() {
+			for n := range each {
+				for s.Put(t.Context(), report(t, fmt.Sprint(c), 100+n)) != nil {
+				}
+			}
+		})
+	}
+	wg.Wait()
+	natstest.Eventually(t, time.Minute, "all have left", func() bool {
+		w := &s.waiting
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return s.Len() == 0 && s.Events() == 0 && w.unknown == 0 && len(w.entities) == 0
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	for c, events := range left {
+		if len(events) != each || !slices.IsSorted(events) {
+			t.Errorf("of %s left %v", c, events)
+		}
+	}
+	if len(left) != entities || s.Warning() != "" {
+		t.Errorf("of %d entities something left; %s", len(left), s.Warning())
 	}
 }
