@@ -8,14 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -250,6 +253,37 @@ func (c *cluster) read(ctx context.Context, stream string, each func(sequence ui
 			return nil
 		}
 	}
+}
+
+// differences says of each stream of which the servers do not all hold the same what
+// each of them holds, or why it is not known.
+func (c *cluster) differences() (found []string) {
+	type held struct {
+		Msgs, Bytes, FirstSeq, LastSeq uint64
+		NumDeleted                     int
+	}
+	streams := make(map[string][]held)
+	for _, s := range c.servers {
+		status, body, err := get(fmt.Sprintf("http://%s/jsz?streams=true", address(s.monitor)))
+		var info natsserver.JSInfo
+		if err == nil {
+			err = json.Unmarshal([]byte(body), &info)
+		}
+		if err != nil || status != http.StatusOK {
+			return []string{fmt.Sprintf("%s: %d %v", s.name, status, err)}
+		}
+		for _, account := range info.AccountDetails {
+			for _, d := range account.Streams {
+				streams[d.Name] = append(streams[d.Name], held{d.State.Msgs, d.State.Bytes, d.State.FirstSeq, d.State.LastSeq, d.State.NumDeleted})
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(streams)) {
+		if h := streams[name]; len(h) != len(c.servers) || len(slices.Compact(slices.Clone(h))) > 1 {
+			found = append(found, fmt.Sprintf("%s: %+v", name, h))
+		}
+	}
+	return found
 }
 
 // indexed reports whether every stored event is in the bucket.

@@ -37,6 +37,7 @@ type verdict struct {
 	refused     int // not answered 200 even at the end
 	order       int // sequences of reports that are stored in another order
 	unindexed   int // names that the bucket has not, or with another message
+	divided     int // streams of which the servers do not hold the same
 	inStream    int
 	quarantined int
 	offenders   []string
@@ -44,7 +45,7 @@ type verdict struct {
 }
 
 func (v *verdict) bad() bool {
-	return v.lost+v.twice+v.never+v.altered+v.wrongID+v.refused+v.unindexed > 0
+	return v.lost+v.twice+v.never+v.altered+v.wrongID+v.refused+v.unindexed+v.divided > 0
 }
 
 func (v *verdict) offend(format string, args ...any) {
@@ -58,6 +59,15 @@ func (v *verdict) offend(format string, args ...any) {
 // begins when all is well and indexed.
 func judge(ctx context.Context, c *cluster, s *sender, faults []event) (*verdict, error) {
 	v := &verdict{faults: faults}
+	var differences []string
+	until(30*time.Second, func() bool {
+		differences = c.differences()
+		return len(differences) == 0
+	})
+	v.divided = len(differences)
+	for _, d := range differences {
+		v.offend("the servers hold different messages of %s", d)
+	}
 	_, err := s.bridges[0].spooled()
 	spool := err == nil
 	// What was sent, by what is counted.
@@ -134,19 +144,21 @@ func judge(ctx context.Context, c *cluster, s *sender, faults []event) (*verdict
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", quarantineStream, err)
 	}
+	indexed := make(map[string]uint64) // messages by name
 	err = c.read(ctx, "KV_"+bucket, func(_ uint64, msg jetstream.Msg) {
 		var e struct{ Seq uint64 }
-		name := strings.TrimPrefix(msg.Subject(), "$KV."+bucket+".")
-		if json.Unmarshal(msg.Data(), &e) == nil && e.Seq == names[name] {
-			delete(names, name)
+		if json.Unmarshal(msg.Data(), &e) == nil {
+			indexed[strings.TrimPrefix(msg.Subject(), "$KV."+bucket+".")] = e.Seq
 		}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading the bucket: %w", err)
 	}
-	v.unindexed = len(names)
 	for name, sequence := range names {
-		v.offend("not in the bucket: message %d under %s", sequence, name)
+		if indexed[name] != sequence {
+			v.unindexed++
+			v.offend("not in the bucket: message %d under %s, but %d", sequence, name, indexed[name])
+		}
 	}
 	limited := make(map[string]bool) // what is stored late of one report concerns the next of its sequence
 	for marker, q := range s.sequences {

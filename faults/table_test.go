@@ -214,6 +214,7 @@ func table(s *sender, x *injector, m summary, v *verdict) string {
 	row("answered with another id", "%d", v.wrongID)
 	row("not taken at the end", "%d", v.refused)
 	row("not in the bucket", "%d", v.unindexed)
+	row("replicas that differ", "%d", v.divided)
 	row("sequences out of order", "%d", v.order)
 	row("in the spools", "%.0f at most, empty %v after the end", m.spool.most, round(m.spool.emptied))
 	row("longest without a 200", "%v", round(m.gap))
