@@ -32,23 +32,24 @@ type SpoolConfig struct {
 // While the store is broken (disk full, not writable, damaged), Put fails,
 // [Spool.Problem] says why, and [Spool.Run] opens it again until it works.
 type Spool struct {
-	cfg    SpoolConfig
-	log    *slog.Logger
-	lock   *flock.Flock
-	wake   chan struct{}
-	count  atomic.Int64 // messages, those being written included
-	events atomic.Int64 // those of them that are events
-	reason atomic.Pointer[string]
-	damage atomic.Pointer[string]
-	opened atomic.Bool // at least once
-	broken atomic.Bool // to be opened anew
-	slow   atomic.Bool // being probed
-	probed atomic.Bool // nothing was written since
-	tight  atomic.Bool // no room on the disk: only emptied
-	full   atomic.Bool
-	moving atomic.Bool // the bus takes what is handed over
-	unsure atomic.Bool // more may be counted than there is
-	probes sync.WaitGroup
+	cfg     SpoolConfig
+	log     *slog.Logger
+	lock    *flock.Flock
+	wake    chan struct{}
+	count   atomic.Int64 // messages, those being written included
+	events  atomic.Int64 // those of them that are events
+	reason  atomic.Pointer[string]
+	damage  atomic.Pointer[string]
+	opened  atomic.Bool // at least once
+	broken  atomic.Bool // to be opened anew
+	slow    atomic.Bool // being probed
+	probed  atomic.Bool // nothing was written since
+	tight   atomic.Bool // no room on the disk: only emptied
+	full    atomic.Bool
+	moving  atomic.Bool  // the bus takes what is handed over
+	unsure  atomic.Bool  // more may be counted than there is
+	probes  atomic.Int64 // of the disk, that have ended
+	probing sync.WaitGroup
 
 	mu    sync.RWMutex // the store is not closed under those who use it
 	store *spoolStore  // nil: broken
@@ -138,7 +139,7 @@ func (s *Spool) Warning() string {
 
 // Close closes the store and releases the directory.
 func (s *Spool) Close() {
-	s.probes.Wait()
+	s.probing.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.close()
@@ -168,18 +169,17 @@ func (s *Spool) put(caller context.Context, item Spooled) error {
 	defer func() { <-s.places }()
 	next := sync.OnceFunc(func() { <-s.order })
 	defer next()
-	ctx, cancel := withTimeout(caller, spoolTimeout)
-	defer cancel()
-	for s.slow.Load() || !s.mu.TryRLock() { // it is being probed, or opened
-		if wait(ctx, time.Millisecond); ctx.Err() != nil {
-			return fmt.Errorf("%w: spool: %w", ErrUnavailable, context.Cause(ctx))
-		}
+	if err := s.use(caller); err != nil {
+		return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
 	}
 	defer s.mu.RUnlock()
 	if s.store == nil || s.broken.Load() || s.tight.Load() {
 		return fmt.Errorf("%w: %s", ErrUnavailable, s.Problem())
 	}
 	failpoint.Hit("spool-write")
+	ctx, cancel := withTimeout(caller, spoolTimeout)
+	defer cancel()
+	probes := s.probes.Load()
 	s.add(item, 1)
 	written, err := s.write(item)
 	next()
@@ -209,7 +209,7 @@ func (s *Spool) put(caller context.Context, item Spooled) error {
 		s.full.Store(true)
 		s.problem(fmt.Sprintf("full; BRIDGE_SPOOL_MAX_BYTES is %d", s.cfg.MaxBytes))
 	case caller.Err() == nil:
-		return s.fail("writing", err)
+		return s.fail("writing", probes, err)
 	}
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
 }
@@ -249,6 +249,19 @@ func (s *Spool) turn(ctx context.Context) error {
 	}
 }
 
+// use waits while the disk is probed, and for the store while it is opened anew. It
+// locks it for reading, or returns an error.
+func (s *Spool) use(ctx context.Context) error {
+	ctx, cancel := withTimeout(ctx, spoolTimeout)
+	defer cancel()
+	for s.slow.Load() || !s.mu.TryRLock() {
+		if wait(ctx, time.Millisecond); ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
 func (s *Spool) add(item Spooled, n int) {
 	s.count.Add(int64(n))
 	if item.Event != nil {
@@ -276,16 +289,20 @@ func await(ctx context.Context, written jetstream.PubAckFuture) error {
 	case <-written.Ok():
 		return nil
 	case err := <-written.Err():
-		return late(err)
+		return late(ctx, err)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-// late replaces the client's error for no answer in time by context.DeadlineExceeded.
-func late(err error) error {
-	if errors.Is(err, jetstream.ErrAsyncPublishTimeout) {
+// late returns context.DeadlineExceeded instead of the errors that the client has for no
+// answer in time.
+func late(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(err, jetstream.ErrAsyncPublishTimeout):
 		return context.DeadlineExceeded
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
 	}
 	return err
 }
@@ -312,17 +329,19 @@ func withTimeout(parent context.Context, d time.Duration) (context.Context, cont
 }
 
 // fail has the store opened anew. If it only did not answer in time, the disk is probed
-// first, and nothing is written meanwhile. What the matter is, the server has logged.
-func (s *Spool) fail(what string, err error) error {
-	slow := errors.Is(err, context.DeadlineExceeded) && !s.probed.Load()
+// first, and nothing is written meanwhile; of what was begun before that, when so many
+// probes had ended, nothing more follows. What the matter is, the server has logged.
+func (s *Spool) fail(what string, probes int64, err error) error {
+	late := errors.Is(err, context.DeadlineExceeded)
 	switch {
-	case !slow:
+	case late && s.probes.Load() != probes:
+	case !late || s.probed.Load():
 		s.broken.Store(true)
 		s.problem(fmt.Sprintf("%s in %s fails: %v", what, s.cfg.Dir, err))
 		s.notify()
 	case !s.broken.Load() && s.slow.CompareAndSwap(false, true):
 		s.problem(fmt.Sprintf("%s in %s takes too long", what, s.cfg.Dir))
-		s.probes.Go(s.probe)
+		s.probing.Go(s.probe)
 	}
 	return fmt.Errorf("%w: spool: %w", ErrUnavailable, err)
 }

@@ -75,10 +75,11 @@ func (s *Spool) lookThrough(ctx context.Context) {
 func (s *Spool) state(ctx context.Context) (jetstream.StreamState, error) {
 	bounded, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
+	probes := s.probes.Load()
 	info, err := s.store.stream.Info(bounded, jetstream.WithSubjectFilter(anySubject))
 	if err != nil {
 		if ctx.Err() == nil {
-			err = s.fail("counting", err)
+			err = s.fail("counting", probes, err)
 		}
 		return jetstream.StreamState{}, err
 	}

@@ -333,9 +333,10 @@ func (d *drain) stall() {
 func (s *Spool) remove(m stored) error {
 	ctx, cancel := withTimeout(context.Background(), apiTimeout)
 	defer cancel()
+	probes := s.probes.Load()
 	if err := s.store.stream.DeleteMsg(ctx, m.sequence); err != nil {
 		s.unsure.Store(true)
-		return s.fail("removing", err)
+		return s.fail("removing", probes, late(ctx, err))
 	}
 	s.count.Add(-1)
 	if m.event {

@@ -23,12 +23,11 @@ func decodeStored(msg *jetstream.RawStreamMsg) stored {
 func (s *Spool) read(ctx context.Context, sequence uint64, subject string) (*jetstream.RawStreamMsg, error) {
 	bounded, cancel := withTimeout(ctx, spoolTimeout)
 	defer cancel()
+	probes := s.probes.Load()
 	msg, err := s.store.stream.GetMsg(bounded, sequence, jetstream.WithGetMsgSubject(subject))
-	if err != nil && bounded.Err() != nil {
-		err = context.Cause(bounded)
-	}
+	err = late(bounded, err)
 	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) && ctx.Err() == nil {
-		return nil, s.fail("reading", err)
+		return nil, s.fail("reading", probes, err)
 	}
 	return msg, err
 }

@@ -190,6 +190,7 @@ func (s *Spool) damaged(how string) {
 func (s *Spool) probe() {
 	err := s.probeDisk()
 	s.probed.Store(true)
+	s.probes.Add(1)
 	switch {
 	case err != nil:
 		s.broken.Store(true)

@@ -291,3 +291,58 @@ func TestSpoolThatIsOpenedTakesNothing(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// What had been begun before the disk was found to be well does not have the store opened
+// anew: when a disk stands still for a moment, all that is under way is late.
+func TestSpoolManyLate(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, 0)
+	late := func(probes int64) {
+		s.fail("writing", probes, context.DeadlineExceeded)
+		natstest.Eventually(t, 10*time.Second, "the disk was probed", func() bool { return !s.slow.Load() })
+	}
+	begun := s.probes.Load()
+	late(begun)
+	late(begun)
+	if s.broken.Load() {
+		t.Fatalf("to be opened anew: %s", s.Problem())
+	}
+	late(s.probes.Load()) // the disk is well, and the store does not answer
+	if !s.broken.Load() {
+		t.Error("not to be opened anew")
+	}
+}
+
+// A write that has waited for a probe has its whole time.
+func TestSpoolWriteAfterAProbe(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, spoolTimeout/2)
+	s.Probe(spoolTimeout * 3 / 4)
+	if err := s.Put(t.Context(), report(t, "c", 1)); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.probes.Load(); n != 0 {
+		t.Errorf("probed %d times", n)
+	}
+}
+
+// hanging removes nothing, and says nothing.
+type hanging struct{ jetstream.Stream }
+
+func (hanging) DeleteMsg(ctx context.Context, _ uint64) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A removal that takes too long has the disk probed, as a write does.
+func TestSpoolSlowRemoval(t *testing.T) {
+	t.Parallel()
+	s := slowSpool(t, 0)
+	s.store.stream = hanging{s.store.stream}
+	if err := s.remove(stored{sequence: 1}); err == nil {
+		t.Fatal("removed")
+	}
+	if s.broken.Load() {
+		t.Errorf("to be opened anew: %s", s.Problem())
+	}
+}
