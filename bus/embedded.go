@@ -52,7 +52,7 @@ func startEmbedded(ctx context.Context, cfg Config, log *slog.Logger) (_ *embedd
 		return nil, fmt.Errorf("BRIDGE_EMBEDDED_LISTEN: %w", err)
 	}
 	l.Close()
-	s, err := startServer(serverConfig{
+	s, cut, err := startServer(serverConfig{
 		name: "bridge", dir: cfg.DataDir, listen: cfg.EmbeddedListen,
 		user: cfg.User, password: cfg.Password, maxBody: cfg.MaxBody,
 	}, log)
@@ -60,12 +60,15 @@ func startEmbedded(ctx context.Context, cfg Config, log *slog.Logger) (_ *embedd
 		lock.Unlock()
 		return nil, fmt.Errorf("embedded NATS server: %w", err)
 	}
+	if cut > 0 {
+		log.Error("events may be lost: some of what the data directory holds could not be read", "dir", cfg.DataDir, "bytes", cut)
+	}
 	return &embedded{Server: s, lock: lock}, nil
 }
 
-// startServer returns a server that takes connections and syncs every write.
-// Its directory must be locked.
-func startServer(cfg serverConfig, log *slog.Logger) (*server.Server, error) {
+// startServer returns a server that takes connections and syncs every write, and how
+// many bytes of its messages it could not read. Its directory must be locked.
+func startServer(cfg serverConfig, log *slog.Logger) (_ *server.Server, cut int64, err error) {
 	o := &server.Options{
 		ServerName: cfg.name,
 		DontListen: cfg.listen == "",
@@ -83,10 +86,10 @@ func startServer(cfg serverConfig, log *slog.Logger) (*server.Server, error) {
 	if cfg.listen != "" {
 		host, portText, err := net.SplitHostPort(cfg.listen)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if o.Port, err = strconv.Atoi(portText); err != nil {
-			return nil, fmt.Errorf("port %q is not a number", portText)
+			return nil, 0, fmt.Errorf("port %q is not a number", portText)
 		}
 		if o.Port == 0 {
 			o.Port = server.RANDOM_PORT
@@ -95,11 +98,11 @@ func startServer(cfg serverConfig, log *slog.Logger) (*server.Server, error) {
 	}
 	s, err := server.NewServer(o)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	kept, err := keep(cfg.dir)
 	if err != nil {
-		return nil, fmt.Errorf("keeping what %s holds: %w", cfg.dir, err)
+		return nil, 0, fmt.Errorf("keeping what %s holds: %w", cfg.dir, err)
 	}
 	serverLog := &serverLogger{log: log.With("component", "nats-server"), fatal: make(chan string, 1)}
 	s.SetLoggerV2(serverLog, false, false, false)
@@ -116,14 +119,15 @@ func startServer(cfg serverConfig, log *slog.Logger) (*server.Server, error) {
 		err = kept.missing()
 	}
 	if err == nil {
+		cut = kept.cut()
 		err = kept.release()
 	}
 	if err != nil {
 		s.Shutdown()
 		s.WaitForShutdown()
-		return nil, errors.Join(err, kept.putBack())
+		return nil, 0, errors.Join(err, kept.putBack())
 	}
-	return s, nil
+	return s, cut, nil
 }
 
 func (e *embedded) stop() {

@@ -14,12 +14,19 @@ import (
 // kept are hard links to all files of a server's streams. A server that cannot read one
 // of the files when it starts, even if only for want of a file descriptor, removes the
 // whole stream (nats-server 2.15.2): then it is put back.
-type kept struct{ streams, links string }
+type kept struct {
+	streams, links string
+	sizes          map[string]int64 // of the links to files of messages
+}
 
 // keep makes the links. First it puts back what an earlier process had lost when it was
 // killed.
 func keep(dir string) (kept, error) {
-	k := kept{filepath.Join(dir, server.JetStreamStoreDir, server.DEFAULT_GLOBAL_ACCOUNT, "streams"), filepath.Join(dir, "kept")}
+	k := kept{
+		streams: filepath.Join(dir, server.JetStreamStoreDir, server.DEFAULT_GLOBAL_ACCOUNT, "streams"),
+		links:   filepath.Join(dir, "kept"),
+		sizes:   make(map[string]int64),
+	}
 	if err := k.putBack(); err != nil {
 		return k, err
 	}
@@ -37,12 +44,28 @@ func keep(dir string) (kept, error) {
 		case d.IsDir():
 			return os.Mkdir(link, 0o700)
 		}
+		if blocks, _ := filepath.Match(filepath.Join(k.streams, "*", "msgs", "*.blk"), path); blocks {
+			if info, err := d.Info(); err == nil {
+				k.sizes[link] = info.Size()
+			}
+		}
 		return os.Link(path, link)
 	})
 	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) { // the file system has no links
 		err = k.release()
 	}
 	return k, err
+}
+
+// cut returns how many bytes the server has cut off files of messages, without a word,
+// because it could not read them. A file that it has written anew or removed is another.
+func (k kept) cut() (bytes int64) {
+	for link, size := range k.sizes {
+		if info, err := os.Stat(link); err == nil {
+			bytes += size - info.Size()
+		}
+	}
+	return bytes
 }
 
 // removed returns the streams that have links and are not there any more.

@@ -278,3 +278,32 @@ func TestEmbeddedTakesMaxBody(t *testing.T) {
 		})
 	}
 }
+
+// What the server cannot read of its files is said.
+func TestDamagedDataDir(t *testing.T) {
+	cfg := embedded(t)
+	t.Run("before the damage", func(t *testing.T) {
+		b := openReady(t, cfg)
+		for i := range 20 {
+			mustPublish(t, b, newEvent(t, i))
+		}
+	})
+	file := filepath.Join(cfg.DataDir, "jetstream", "$G", "streams", cfg.Stream, "msgs", "1.blk")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := errors.Join(os.WriteFile(file, data, 0o600), os.Remove(filepath.Join(filepath.Dir(file), "index.db"))); err != nil {
+		t.Fatal(err)
+	}
+	s := &spool{log: &strings.Builder{}}
+	b, err := bus.Open(t.Context(), cfg, slog.New(slog.NewTextHandler(s, nil)), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitReady(t, run(t, b))
+	if !s.logged("events may be lost") {
+		t.Error(s.log)
+	}
+}

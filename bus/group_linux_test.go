@@ -17,7 +17,7 @@ import (
 // A disk that is full in the middle of a batch leaves messages that the server
 // delivers, and calls duplicates, without having synced them.
 func TestGroupOnAFullDisk(t *testing.T) {
-	dir := smallDisk(t)
+	dir := smallDisk(t, 8)
 	cfg := embedded(t)
 	cfg.DataDir, cfg.PublishTimeout = filepath.Join(dir, "data"), 900*time.Millisecond
 	events := sizedEvents(t, 100, 10_000)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
@@ -70,12 +71,12 @@ const (
 	anySubject   = "spool.>"
 	eventSubject = "spool.event"
 	otherSubject = "spool.rejected"
-	probeBytes   = 256 << 10 // what the disk must have room for
-	ballastBytes = 1 << 20
-	spoolTimeout = 800 * time.Millisecond // for one write or read
-	spoolPlaces  = 8                      // the server acknowledges none that came together before all are stored
-	spoolRetry   = 250 * time.Millisecond // between attempts to hand over
-	spoolPark    = 2 * time.Second        // for an entity of which the bus does not take one
+	probeBytes   = 256 << 10                          // what the disk must have room for
+	ballastBytes = server.FileStoreMaxBlkSize + 1<<20 // a file of the store may be written anew
+	spoolTimeout = 800 * time.Millisecond             // for one write or read
+	spoolPlaces  = 8                                  // the server acknowledges none that came together before all are stored
+	spoolRetry   = 250 * time.Millisecond             // between attempts to hand over
+	spoolPark    = 2 * time.Second                    // for an entity of which the bus does not take one
 	spoolReopen  = time.Second
 	longestWait  = 10 * time.Second // of a request, so that a clock may be set back
 	spoolFew     = 64               // events

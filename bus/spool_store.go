@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -106,15 +107,19 @@ func (s *Spool) problem(reason string) {
 }
 
 func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, err error) {
-	if err := s.makeRoom(); err != nil {
+	if err := cmp.Or(s.makeRoom(), s.roomToOpen()); err != nil {
 		return nil, err
 	}
 	_, err = os.Stat(s.streamDir())
-	existed, before := err == nil, s.blocks()
+	existed := err == nil
 	st := &spoolStore{}
-	st.server, err = startServer(serverConfig{name: "spool", dir: s.cfg.Dir, maxBody: s.cfg.MaxBody}, s.log)
+	var cut int64
+	st.server, cut, err = startServer(serverConfig{name: "spool", dir: s.cfg.Dir, maxBody: s.cfg.MaxBody}, s.log)
 	if err != nil {
 		return nil, err
+	}
+	if cut > 0 {
+		s.damaged(fmt.Sprintf("%d bytes could not be read", cut))
 	}
 	defer func() {
 		if err != nil {
@@ -130,7 +135,6 @@ func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	s.noteDamage(before)
 	if existed {
 		// Made anew, it would forget what it held.
 		if _, err := reader.Stream(ctx, spoolStream); errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -152,32 +156,8 @@ func (s *Spool) openStore(ctx context.Context) (_ *spoolStore, err error) {
 	return st, nil
 }
 
-// blocks returns the sizes of the files that hold the messages.
-func (s *Spool) blocks() map[string]int64 {
-	sizes := make(map[string]int64)
-	files, _ := filepath.Glob(filepath.Join(s.streamDir(), "msgs", "*.blk"))
-	for _, file := range files {
-		if info, err := os.Stat(file); err == nil {
-			sizes[file] = info.Size()
-		}
-	}
-	return sizes
-}
-
 func (s *Spool) streamDir() string {
 	return filepath.Join(s.cfg.Dir, server.JetStreamStoreDir, "$G", "streams", spoolStream)
-}
-
-// noteDamage says how much the server has cut off because it could not be read; the
-// server does so without a word.
-func (s *Spool) noteDamage(before map[string]int64) {
-	after, lost := s.blocks(), int64(0)
-	for file, size := range before {
-		lost += max(0, size-after[file])
-	}
-	if lost > 0 {
-		s.damaged(fmt.Sprintf("%d bytes could not be read", lost))
-	}
 }
 
 func (s *Spool) damaged(how string) {
@@ -214,16 +194,21 @@ func (s *Spool) probeDisk() error {
 
 // makeRoom looks whether the disk has room. If it is full the spool can still be
 // emptied, which needs some room too: for that a file of no other use is kept, and
-// removed then.
+// removed then. It is made again when there is room for it and for more.
 func (s *Spool) makeRoom() error {
 	ballast := filepath.Join(s.cfg.Dir, "ballast")
-	full := s.probeDisk()
+	info, err := os.Stat(ballast)
+	kept := err == nil && info.Size() == ballastBytes
+	full := error(&fs.PathError{Op: "write", Path: ballast, Err: syscall.ENOSPC})
+	if kept || available(s.cfg.Dir) >= ballastBytes+2*probeBytes {
+		full = s.probeDisk()
+	}
+	if full == nil && !kept {
+		full = os.WriteFile(ballast, make([]byte, ballastBytes), 0o600)
+	}
 	if full == nil {
 		s.tight.Store(false)
-		if info, err := os.Stat(ballast); err == nil && info.Size() == ballastBytes {
-			return nil
-		}
-		return os.WriteFile(ballast, make([]byte, ballastBytes), 0o600)
+		return nil
 	}
 	if !errors.Is(full, syscall.ENOSPC) {
 		return full
@@ -232,6 +217,23 @@ func (s *Spool) makeRoom() error {
 	s.problem(full.Error())
 	if err := os.Remove(ballast); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
+	}
+	return nil
+}
+
+// roomToOpen returns an error if the disk has no room for what the server may write when
+// it opens the store: one of its files anew. Without that room it ends the process
+// (nats-server 2.15.2, newFileStoreWithCreatedAndMode).
+func (s *Spool) roomToOpen() error {
+	need := int64(probeBytes)
+	files, _ := filepath.Glob(filepath.Join(s.streamDir(), "msgs", "*.blk"))
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil {
+			need = max(need, info.Size()+probeBytes)
+		}
+	}
+	if free := available(s.cfg.Dir); free < need {
+		return fmt.Errorf("%w: %d bytes are free, and %d needed", syscall.ENOSPC, free, need)
 	}
 	return nil
 }

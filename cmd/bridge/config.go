@@ -64,7 +64,7 @@ type config struct {
 	QuarantineMaxBytes size          `env:"QUARANTINE_MAX_BYTES" envDefault:"1GiB" help:"size above which new ones are refused"`
 
 	SpoolDir      string `env:"SPOOL_DIR" help:"where webhooks wait while NATS is out of reach; empty: they are answered 503"`
-	SpoolMaxBytes size   `env:"SPOOL_MAX_BYTES" envDefault:"1GiB" help:"size above which no more are taken"`
+	SpoolMaxBytes size   `env:"SPOOL_MAX_BYTES" envDefault:"1GiB" help:"size above which no more are taken; the disk needs 16 MiB more"`
 
 	MaxBodyBytes     size          `env:"MAX_BODY_BYTES" envDefault:"8MiB" help:"largest body"`
 	MaxInFlight      int64         `env:"MAX_IN_FLIGHT" envDefault:"4096" help:"most requests at a time"`
