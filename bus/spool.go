@@ -48,7 +48,7 @@ type Spool struct {
 	tight   atomic.Bool // no room on the disk: only emptied
 	full    atomic.Bool
 	moving  atomic.Bool  // the bus takes what is handed over
-	unsure  atomic.Bool  // more may be counted than there is
+	unsure  atomic.Int64 // when something was given up that may yet be done, Unix nanoseconds
 	probes  atomic.Int64 // of the disk, that have ended
 	probing sync.WaitGroup
 
@@ -197,7 +197,7 @@ func (s *Spool) put(caller context.Context, item Spooled) error {
 		return nil
 	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		s.unsure.Store(true) // it may be stored yet, and would not be counted
+		s.unsure.Store(time.Now().UnixNano()) // it may be stored yet, and would not be counted
 	} else {
 		s.add(item, -1)
 	}

@@ -16,11 +16,14 @@ import (
 func (s *Spool) recount(ctx context.Context) bool {
 	s.mu.Lock() // nothing is being written
 	defer s.mu.Unlock()
+	if s.givenUp() {
+		return false
+	}
 	state, err := s.state(ctx)
 	if err != nil {
 		return false
 	}
-	before, unsure := s.Len(), s.unsure.Swap(false)
+	before, unsure := s.Len(), time.Since(time.Unix(0, s.unsure.Load())) < storeTimeout
 	s.counted(state)
 	if missing := before - s.Len(); missing > 0 && !unsure {
 		s.damaged(fmt.Sprintf("%d messages are missing", missing))
@@ -28,15 +31,22 @@ func (s *Spool) recount(ctx context.Context) bool {
 	return true
 }
 
+// givenUp reports whether a write that was given up may still be stored, after what is
+// stored was counted. The lock is held.
+func (s *Spool) givenUp() bool { return s.store.js.PublishAsyncPending() > 0 }
+
 // miscounted reports whether the store holds something else than is counted, after
 // nothing was found to hand over.
 func (s *Spool) miscounted(ctx context.Context) bool {
 	if s.Len() == 0 && s.Events() == 0 {
-		s.unread = time.Time{}
+		s.unread, s.rebuilt = time.Time{}, false
 		return false
 	}
 	s.mu.Lock() // nothing is being written
 	defer s.mu.Unlock()
+	if s.givenUp() {
+		return false
+	}
 	state, err := s.state(ctx)
 	if err != nil {
 		return false

@@ -28,7 +28,7 @@ func (s *Spool) Run(ctx context.Context, handOver func(context.Context, Spooled)
 		}
 		d := &drain{
 			Spool: s, handOver: handOver, results: make(chan result, spoolWorkers),
-			looked: make(map[string]uint64), exhausted: make(map[string]bool), queues: make(map[string]*queue),
+			checked: time.Now(), looked: make(map[string]uint64), exhausted: make(map[string]bool), queues: make(map[string]*queue),
 		}
 		d.run(ctx)
 		wait(ctx, spoolRetry)
@@ -64,6 +64,7 @@ type drain struct {
 	refill    time.Time // of both
 	room      time.Time // when it was looked for
 	over      bool      // all is to be looked at anew
+	checked   time.Time // when idle has had the store looked at
 }
 
 // queue holds the sequences of an entity's messages. It is in one of drain's ready and
@@ -118,7 +119,7 @@ func (d *drain) run(ctx context.Context) {
 		switch {
 		case more:
 			tick = time.After(0)
-		case len(d.parked) > 0 || d.stalled || d.tight.Load() || d.busy == 0 && d.Len() > 0:
+		case len(d.parked) > 0 || d.stalled || d.tight.Load() || d.busy == 0 && (d.count.Load() != 0 || d.events.Load() != 0):
 			tick = time.After(spoolRetry)
 		}
 		ticked = false
@@ -145,9 +146,10 @@ func (d *drain) ends(ctx context.Context) bool {
 // idle has the store looked at when nothing could be handed over for a while and nothing
 // is being written, and reports whether all is to be looked at anew.
 func (d *drain) idle(ctx context.Context, ticked bool) bool {
-	if !ticked || d.slow.Load() || len(d.places) > 0 {
+	if !ticked && time.Since(d.checked) < spoolRetry || d.slow.Load() || len(d.places) > 0 {
 		return false
 	}
+	d.checked = time.Now()
 	if len(d.queues) == 0 {
 		d.stalled = false
 		clear(d.looked) // if something is stored it was overlooked
@@ -334,8 +336,8 @@ func (s *Spool) remove(m stored) error {
 	ctx, cancel := withTimeout(context.Background(), apiTimeout)
 	defer cancel()
 	probes := s.probes.Load()
-	if err := s.store.stream.DeleteMsg(ctx, m.sequence); err != nil {
-		s.unsure.Store(true)
+	if err := s.store.stream.DeleteMsg(ctx, m.sequence); err != nil && !s.gone(m.sequence) {
+		s.unsure.Store(time.Now().UnixNano())
 		return s.fail("removing", probes, late(ctx, err))
 	}
 	s.count.Add(-1)
@@ -344,4 +346,19 @@ func (s *Spool) remove(m stored) error {
 		s.waiting.add(m.entity(), -1)
 	}
 	return nil
+}
+
+// gone reports whether a message is not there any more: it may have been removed without
+// an answer in time. That it is not found once may pass.
+func (s *Spool) gone(sequence uint64) bool {
+	for n := range spoolMisses {
+		if n > 0 {
+			time.Sleep(spoolRetry)
+		}
+		msg, err := s.read(context.Background(), sequence, anySubject)
+		if err == nil && msg.Sequence == sequence || err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return false
+		}
+	}
+	return true
 }

@@ -443,6 +443,54 @@ func TestSpoolWithAnUnreadableMessage(t *testing.T) {
 	}
 }
 
+// A message that cannot be read is dealt with also while others come all the time.
+func TestUnreadableMessageWhileOthersCome(t *testing.T) {
+	dir := t.TempDir()
+	s := openSpool(t, spoolConfig(dir))
+	for i := range 20 {
+		mustPut(t, s, bus.Spooled{Event: newEvent(t, i)})
+	}
+	s.Close()
+	file := spoolFile(t, dir, "msgs/*.blk")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[bytes.Index(data, []byte(`"id":"10"`))+6] ^= 1
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = openSpool(t, spoolConfig(dir))
+	defer s.Close()
+	var got handed
+	stop := s.run(got.take)
+	defer stop()
+	over := make(chan struct{})
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer close(over)
+	for w := range 12 {
+		others.Go(func() {
+			for n := 0; ; n++ {
+				item := bus.Spooled{Event: entityEvent(t, fmt.Sprint("other-", w, "-", n), 1)}
+				if s.Behind(context.Background(), item) {
+					if err := s.Put(context.Background(), item); err != nil {
+						t.Error(err)
+					}
+				}
+				select {
+				case <-over:
+					return
+				case <-time.After(rand.N(300 * time.Millisecond)):
+				}
+			}
+		})
+	}
+	natstest.Eventually(t, within, "it is said, and others pass", func() bool {
+		return s.Warning() != "" && !s.Behind(t.Context(), bus.Spooled{Event: entityEvent(t, "another", 1)})
+	})
+}
+
 // A file that cannot be read when the store is opened costs nothing: the server would
 // remove them all.
 func TestStoreThatCannotBeReadForAWhile(t *testing.T) {

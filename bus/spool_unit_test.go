@@ -244,7 +244,11 @@ func TestSpoolThatCannotRemove(t *testing.T) {
 					t.Fatal(s.Problem())
 				}
 				ctx, stop := context.WithTimeout(t.Context(), time.Minute)
-				f := forgetful{s.store.stream, test.failure, &removing, &asked, func() {}}
+				stream := s.store.stream
+				if f, again := stream.(forgetful); again {
+					stream = f.Stream
+				}
+				f := forgetful{stream, test.failure, &removing, &asked, func() {}}
 				if test.broken {
 					f.failed = stop
 				}
@@ -338,6 +342,7 @@ func (hanging) DeleteMsg(ctx context.Context, _ uint64) error {
 func TestSpoolSlowRemoval(t *testing.T) {
 	t.Parallel()
 	s := slowSpool(t, 0)
+	putAll(t, s, 1, func(int) Spooled { return report(t, "c", 1) })
 	s.store.stream = hanging{s.store.stream}
 	if err := s.remove(stored{sequence: 1}); err == nil {
 		t.Fatal("removed")
