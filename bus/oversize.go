@@ -2,7 +2,9 @@ package bus
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"time"
@@ -16,7 +18,8 @@ import (
 
 // A body too large for a message is an object in the JetStream object store
 // (NATS ADR-20) named by [ObjectBucket]; the message has no data and names the
-// object by the CloudEvents extension dataref.
+// object by the CloudEvents extension dataref. Under the message's id there is a link
+// to the object.
 const (
 	datarefHeader = "ce-dataref"
 	bodiesSuffix  = "_BODIES"
@@ -25,6 +28,10 @@ const (
 	bodiesOutlive = time.Hour
 	// bodyTimeout bounds the upload of a body and its being read back.
 	bodyTimeout = 6 * time.Second
+	// readTimeout bounds one read. That of an object without parts does not end. The
+	// rest is for another upload.
+	readTimeout    = bodyTimeout / 2
+	discardTimeout = 500 * time.Millisecond
 )
 
 // reuseWithin is the age up to which an object that is there already is used for a
@@ -99,11 +106,10 @@ func tooLarge(err error) bool {
 	return errors.Is(err, nats.ErrMaxPayload) || hasCode(err, errMessageTooLarge)
 }
 
-// moveBody stores the body of a message as an object with the message's id as
-// its name and puts the dataref in its place. An object of that name from an earlier
-// attempt is used, so that it is not replaced while somebody reads it. An object counts
-// only after it was read back: the client's upload reports success for objects that
-// lack parts, or have them twice, when a leader changes meanwhile.
+// moveBody stores the body of a message as an object and puts the dataref in its place.
+// The object of an earlier attempt is used again. None is written over: the message of
+// another attempt may name it, and of an upload that fails the client removes the parts
+// but not the name.
 func (b *Bus) moveBody(ctx context.Context, msg *nats.Msg) error {
 	id, bucket := msg.Header.Get(jetstream.MsgIDHeader), ObjectBucket(b.cfg.Stream)
 	fail := func(err error) error {
@@ -119,26 +125,63 @@ func (b *Bus) moveBody(ctx context.Context, msg *nats.Msg) error {
 	if err != nil {
 		return fail(err)
 	}
-	info, err := store.GetInfo(ctx, id)
-	stored := err == nil && time.Since(info.ModTime) < reuseWithin && b.hasBody(ctx, store, id, msg.Data)
-	for !stored {
-		chunk := uint32(min(128<<10, b.nc.MaxPayload()/2))
-		meta := jetstream.ObjectMeta{Name: id, Opts: &jetstream.ObjectMetaOptions{ChunkSize: chunk}}
-		if _, err := store.Put(ctx, meta, bytes.NewReader(msg.Data)); err != nil {
+	name := earlier(ctx, store, id)
+	if name == "" || !hasBody(ctx, store, name, msg.Data) {
+		if name, err = b.upload(ctx, store, id, msg.Data); err != nil {
 			return fail(err)
-		}
-		if stored = b.hasBody(ctx, store, id, msg.Data); !stored && ctx.Err() != nil {
-			return fail(ctx.Err())
 		}
 	}
 	failpoint.Hit("object-written")
-	msg.Header[datarefHeader] = []string{binding.DatarefScheme + bucket + "/" + id}
+	msg.Header[datarefHeader] = []string{binding.DatarefScheme + bucket + "/" + name}
 	msg.Data = nil
 	return nil
 }
 
+// upload stores an object under a name of its own, links it to the id and returns the
+// name. An object counts only after it was read back: the client reports success for
+// objects that lack parts, or have them twice, when a leader changes meanwhile.
+func (b *Bus) upload(ctx context.Context, store jetstream.ObjectStore, id string, body []byte) (string, error) {
+	for {
+		meta := jetstream.ObjectMeta{
+			Name: id + "." + rand.Text(),
+			Opts: &jetstream.ObjectMetaOptions{ChunkSize: uint32(min(128<<10, b.nc.MaxPayload()/2))},
+		}
+		info, err := store.Put(ctx, meta, bytes.NewReader(body))
+		if err == nil && hasBody(ctx, store, meta.Name, body) {
+			store.AddLink(ctx, id, info) // without it another attempt uploads again
+			return meta.Name, nil
+		}
+		discard(ctx, store, meta.Name)
+		if err = cmp.Or(err, ctx.Err()); err != nil {
+			return "", err
+		}
+	}
+}
+
+// earlier returns the name of the object that an earlier attempt has linked to the id;
+// empty if there is none, or it would not outlive a message of now.
+func earlier(ctx context.Context, store jetstream.ObjectStore, id string) string {
+	info, err := store.GetInfo(ctx, id)
+	if err != nil || time.Since(info.ModTime) >= reuseWithin {
+		return ""
+	}
+	if info.Opts != nil && info.Opts.Link != nil {
+		return info.Opts.Link.Name
+	}
+	return id // of an earlier version
+}
+
+// discard removes an object that no message names, as far as it can.
+func discard(ctx context.Context, store jetstream.ObjectStore, name string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardTimeout)
+	defer cancel()
+	store.Delete(ctx, name)
+}
+
 // hasBody reads an object and compares it.
-func (b *Bus) hasBody(ctx context.Context, store jetstream.ObjectStore, id string, body []byte) bool {
+func hasBody(ctx context.Context, store jetstream.ObjectStore, id string, body []byte) bool {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
 	got, err := store.GetBytes(ctx, id)
 	return err == nil && bytes.Equal(got, body)
 }

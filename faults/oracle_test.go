@@ -306,7 +306,7 @@ func (v *verdict) history(o *occurrence, found []stored) string {
 	return b.String()
 }
 
-// object reads a body that was too large for a message.
+// object reads a body that was too large for a message. The client's read may not end.
 func (c *cluster) object(ctx context.Context, ref string) ([]byte, error) {
 	bucket, name, ok := strings.Cut(strings.TrimPrefix(ref, "nats-object:"), "/")
 	if !ok {
@@ -316,5 +316,14 @@ func (c *cluster) object(ctx context.Context, ref string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return store.GetBytes(ctx, name)
+	var body []byte
+	for range 3 {
+		once, cancel := context.WithTimeout(ctx, 10*time.Second)
+		body, err = store.GetBytes(once, name)
+		cancel()
+		if err == nil {
+			break
+		}
+	}
+	return body, err
 }

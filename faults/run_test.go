@@ -166,10 +166,16 @@ func recovered(t *testing.T, c *cluster, bridges []*bridge) {
 		}
 	}
 	for _, b := range bridges {
-		eventually(t, time.Minute, "the spool of "+b.name+" is empty", func() bool {
-			n, err := b.spooled()
+		var n float64
+		var err error
+		empty := func() bool {
+			n, err = b.spooled()
 			return err == nil && n == 0 || errors.Is(err, errNoMetric)
-		})
+		}
+		if !until(time.Minute, empty) {
+			_, text, _ := get(b.adminURL("/readyz"))
+			t.Fatalf("after a minute %v messages are in the spool of %s: %v %s\n%s", n, b.name, err, text, b.tail(t))
+		}
 	}
 	eventually(t, time.Minute, "all events are indexed", c.indexed)
 }
