@@ -194,8 +194,10 @@ func TestClockJumps(t *testing.T) {
 
 // A server that is full stores nothing, though there is nothing wrong with the stream.
 func TestReadinessWhileTheServerIsFull(t *testing.T) {
+	t.Parallel()
 	for _, spooled := range []bool{false, true} {
 		t.Run(fmt.Sprintf("spool %t", spooled), func(t *testing.T) {
+			t.Parallel()
 			s := natstest.Server(t, func(o *server.Options) { o.JetStreamMaxStore = 2 << 20 })
 			var spool bus.SpoolConfig
 			if spooled {

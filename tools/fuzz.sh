@@ -23,7 +23,7 @@ run() {
 	echo "==> fuzz $1 $2 for $fuzztime"
 	{
 		status=0
-		go test -run='^$' -fuzz="^$2\$" -fuzztime="$fuzztime" "$1" </dev/null 2>&1 || status=$?
+		go test -run='^$' -fuzz="^$2\$" -fuzztime="$fuzztime" -fuzzminimizetime=1000x "$1" </dev/null 2>&1 || status=$?
 		echo "$status" >"$tmp/status"
 	} | tee "$tmp/log"
 	test "$(cat "$tmp/status")" = 0
