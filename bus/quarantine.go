@@ -132,6 +132,11 @@ func OpenQuarantine(ctx context.Context, js jetstream.JetStream, name, prefix st
 	return &QuarantineStream{js: js, stream: stream}, nil
 }
 
+const (
+	listHeartbeat = 500 * time.Millisecond // after two without one the consumer is made anew, where it was
+	listAttempts  = 3                      // to make it
+)
+
 // All yields what is in the quarantine at the call, the oldest first, without
 // the bodies.
 func (q *QuarantineStream) All(ctx context.Context) iter.Seq2[Quarantined, error] {
@@ -144,16 +149,18 @@ func (q *QuarantineStream) All(ctx context.Context) iter.Seq2[Quarantined, error
 		if info.State.Msgs == 0 {
 			return
 		}
-		consumer, err := q.stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{HeadersOnly: true})
+		consumer, err := q.stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{HeadersOnly: true, MaxResetAttempts: listAttempts})
 		if err != nil {
 			yield(Quarantined{}, err)
 			return
 		}
-		messages, err := consumer.Messages()
+		messages, err := consumer.Messages(jetstream.PullHeartbeat(listHeartbeat))
 		if err != nil {
 			yield(Quarantined{}, err)
 			return
 		}
+		stop := context.AfterFunc(ctx, messages.Stop)
+		defer stop()
 		defer messages.Stop()
 		for {
 			next, cancel := context.WithTimeout(ctx, apiTimeout)
@@ -161,10 +168,15 @@ func (q *QuarantineStream) All(ctx context.Context) iter.Seq2[Quarantined, error
 			cancel()
 			switch {
 			case errors.Is(err, jetstream.ErrNoHeartbeat):
-				continue // the consumer is made anew where it was
+				continue
 			case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
 				// What was last may have been removed meanwhile.
-				if info, err := consumer.Info(ctx); err == nil && info.NumPending > 0 {
+				info, err := consumer.Info(ctx)
+				if err != nil {
+					yield(Quarantined{}, err)
+					return
+				}
+				if info.NumPending > 0 {
 					continue
 				}
 				return

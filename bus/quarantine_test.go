@@ -88,6 +88,49 @@ func TestQuarantineStream(t *testing.T) {
 	}
 }
 
+func TestQuarantineIsListedThroughANewConsumer(t *testing.T) {
+	s := natstest.Server(t)
+	b := openReady(t, external(s))
+	if err := b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "body_not_json", Body: []byte("no"), Received: received}); err != nil {
+		t.Fatal(err)
+	}
+	q, err := bus.OpenQuarantine(t.Context(), b.JetStream(), "WEBHOOKS_QUARANTINE", "quarantine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	natstest.UnknownOnce(t, s, "WEBHOOKS_QUARANTINE")
+	if items := list(t, q); len(items) != 1 {
+		t.Errorf("%d in the list", len(items))
+	}
+}
+
+// A list that breaks off says so.
+func TestQuarantineListBreaksOff(t *testing.T) {
+	s := natstest.Server(t)
+	b := openReady(t, external(s))
+	for _, body := range []string{"a", "b"} {
+		if err := b.Quarantine(t.Context(), bus.Rejected{Provider: "waldo", Reason: "body_not_json", Body: []byte(body), Received: received}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q, err := bus.OpenQuarantine(t.Context(), b.JetStream(), "WEBHOOKS_QUARANTINE", "quarantine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, subject := range []string{"$JS.API.CONSUMER.MSG.NEXT.*.*", "$JS.API.CONSUMER.INFO.*.*"} {
+		if err := s.GlobalAccount().AddMapping(subject, "nobody"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listed := 0
+	for _, err = range q.All(t.Context()) {
+		listed++
+	}
+	if err == nil {
+		t.Errorf("%d listed, and no error", listed)
+	}
+}
+
 // A copy is not stored because nobody says whether the first is there still.
 func TestQuarantineWithoutAnAnswer(t *testing.T) {
 	s := natstest.Server(t)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/bits-and-blooms/bloom/v3"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/hookbus/bridge/bus"
@@ -184,11 +185,13 @@ func (x *Indexer) watch(ctx context.Context, st *bus.State) error {
 		last           uint64 // in the bucket then
 		open           bool
 	}
-	readThrough, caughtUp, moved := false, false, time.Now()
+	unknown, readThrough, caughtUp, moved := true, false, false, time.Now()
 	for ctx.Err() == nil {
 		full := false
 		if len(kept) == 0 {
-			if kept, err = x.fetch(c, batch, subjects, &next); err != nil {
+			kept, err = x.fetch(c, batch, subjects, &next)
+			// In a cluster the servers may learn a moment later where a new consumer is.
+			if unknown = unknown && errors.Is(err, nats.ErrNoResponders); err != nil && !unknown {
 				return err
 			}
 			if len(kept) > 0 {

@@ -77,6 +77,18 @@ func TestFilterFollows(t *testing.T) {
 	second.eventually("what is behind is asked no more", func() bool { return !second.lacks(screening("new")) })
 }
 
+func TestFilterThroughANewConsumer(t *testing.T) {
+	t.Parallel()
+	server := natstest.Server(t)
+	b := start(t, external(server))
+	natstest.UnknownOnce(t, server, bucketStream)
+	b.index()
+	b.unread("a")
+	if n := b.log.count("following the bucket interrupted: it is read for every event"); n > 0 {
+		t.Errorf("interrupted %d times", n)
+	}
+}
+
 // The bucket is read from its beginning while all in it is written anew: names that were
 // not read in their old places are not taken for new before they are in their new ones.
 func TestFilterOfABucketThatIsWrittenAnew(t *testing.T) {

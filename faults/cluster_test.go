@@ -234,7 +234,7 @@ func (c *cluster) read(ctx context.Context, stream string, each func(sequence ui
 	if err != nil {
 		return err
 	}
-	messages, err := consumer.Messages()
+	messages, err := consumer.Messages(jetstream.PullHeartbeat(time.Second))
 	if err != nil {
 		return err
 	}

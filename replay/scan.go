@@ -84,23 +84,33 @@ func scan(ctx context.Context, js jetstream.JetStream, p part, f func(seq uint64
 	return nil
 }
 
-// fetch hands the next messages to f, at most n, until it has enough.
+// fetch hands the next messages to f, at most n, until it has enough. In a cluster the
+// servers may learn only a moment after a consumer was made where it is.
 func fetch(ctx context.Context, consumer jetstream.Consumer, n, bytes int, f func(jetstream.Msg) (more bool, err error)) error {
 	ctx, cancel := context.WithTimeout(ctx, readIdle)
 	defer cancel()
-	batch, err := consumer.Fetch(n, jetstream.FetchMaxBytes(bytes), jetstream.FetchContext(ctx))
-	if err != nil {
-		return err
-	}
-	for msg := range batch.Messages() {
-		if more, err := f(msg); err != nil || !more {
+	for {
+		batch, err := consumer.Fetch(n, jetstream.FetchMaxBytes(bytes), jetstream.FetchContext(ctx))
+		if err != nil {
 			return err
 		}
+		for msg := range batch.Messages() {
+			if more, err := f(msg); err != nil || !more {
+				return err
+			}
+		}
+		switch err := batch.Error(); {
+		case errors.Is(err, context.DeadlineExceeded):
+			return nil
+		case !errors.Is(err, nats.ErrNoResponders):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nats.ErrNoResponders
+		case <-time.After(retryAfter):
+		}
 	}
-	if err := batch.Error(); !errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
-	return nil
 }
 
 // reading completes the configuration of a consumer that only reads and that

@@ -96,12 +96,15 @@ func (cli *cli) connect(c *config) (*nats.Conn, error) {
 	return nc, nil
 }
 
+// tailHeartbeat: after two without one the consumer is made anew, where it was.
+const tailHeartbeat = time.Second
+
 func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Writer) error {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return err
 	}
-	wanted := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverNewPolicy}
+	var wanted jetstream.OrderedConsumerConfig
 	flag, filter := "filter "+t.Filter, t.Filter
 	if t.Provider != "" {
 		flag, filter = "provider "+t.Provider, cfg.SubjectPrefix+"."+t.Provider+".>"
@@ -109,13 +112,15 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 	if filter != "" {
 		wanted.FilterSubjects = []string{filter}
 	}
-	if t.Since > 0 {
-		start := time.Now().Add(-t.Since)
-		wanted.DeliverPolicy, wanted.OptStartTime = jetstream.DeliverByStartTimePolicy, &start
-	}
 	stream, err := js.Stream(ctx, cfg.Stream)
 	if err != nil {
 		return streamError(cfg.Stream, "STREAM", err)
+	}
+	if t.Since > 0 {
+		start := time.Now().Add(-t.Since)
+		wanted.DeliverPolicy, wanted.OptStartTime = jetstream.DeliverByStartTimePolicy, &start
+	} else { // the policy "new" would pass over what is stored before the consumer is made anew
+		wanted.DeliverPolicy, wanted.OptStartSeq = jetstream.DeliverByStartSequencePolicy, stream.CachedInfo().State.LastSeq+1
 	}
 	if subjects := stream.CachedInfo().Config.Subjects; filter != "" && len(subjects) > 0 && !replay.Taken(subjects, filter) {
 		return usageError(fmt.Sprintf("--%s: the stream has %s", flag, strings.Join(subjects, ", ")))
@@ -124,7 +129,7 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 	if err != nil {
 		return streamError(cfg.Stream, "STREAM", err)
 	}
-	messages, err := consumer.Messages()
+	messages, err := consumer.Messages(jetstream.PullHeartbeat(tailHeartbeat))
 	if err != nil {
 		return err
 	}
@@ -137,7 +142,7 @@ func (t *tailCmd) print(ctx context.Context, nc *nats.Conn, cfg *config, w io.Wr
 			return nil
 		}
 		if errors.Is(err, jetstream.ErrNoHeartbeat) {
-			continue // the consumer is made anew where it was
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("stream %s: %w", cfg.Stream, err)

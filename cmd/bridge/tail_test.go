@@ -10,9 +10,43 @@ import (
 	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/hookbus/bridge/internal/natstest"
 )
+
+// What is stored before the servers know the consumer is shown.
+func TestTailThroughANewConsumer(t *testing.T) {
+	s := natstest.Server(t)
+	nc := natstest.Connect(t, s.ClientURL())
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "WEBHOOKS", Subjects: []string{"webhooks.>"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := func(subject string) {
+		t.Helper()
+		if _, err := js.Publish(t.Context(), subject, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store("webhooks.before")
+	natstest.UnknownOnce(t, s, "WEBHOOKS")
+	tail := launch(t, []string{"BRIDGE_NATS_URL=" + s.ClientURL()}, "tail")
+	natstest.Eventually(t, 20*time.Second, "tail has its consumer", func() bool {
+		info, err := stream.Info(t.Context())
+		return err == nil && info.State.Consumers > 0
+	})
+	store("webhooks.after")
+	natstest.Eventually(t, 20*time.Second, "the event is shown", func() bool { return strings.Contains(tail.stdout.String(), "webhooks.after") })
+	tail.stop(t)
+	if strings.Contains(tail.stdout.String(), "webhooks.before") {
+		t.Errorf("shown: %s", tail.stdout.String())
+	}
+}
 
 // Events that are not in their message, or are none, do not end tail, and what it
 // prints as JSON is JSON.

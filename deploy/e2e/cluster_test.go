@@ -390,7 +390,7 @@ func (c *cluster) read(from uint64, f func(jetstream.Msg)) (next uint64, err err
 	if from > last {
 		return from, nil
 	}
-	messages, err := consumer.Messages()
+	messages, err := consumer.Messages(jetstream.PullHeartbeat(time.Second))
 	if err != nil {
 		return from, err
 	}

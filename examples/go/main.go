@@ -94,7 +94,9 @@ func run(ctx context.Context) error {
 	if s.handled, err = s.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: s.durable + "-handled", TTL: 8 * 24 * time.Hour}); err != nil {
 		return err
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(100))
+	// Whoever leads the consumer may not be known for a moment: after two heartbeats
+	// that do not come it is asked again.
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(100), jetstream.PullHeartbeat(time.Second))
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,9 @@ async function one(msg) {
 }
 
 const consumer = await js.consumers.get(stream, durable);
-const messages = await consumer.consume({ max_messages: 100 });
+// Whoever leads the consumer may not be known for a moment: after two heartbeats
+// (milliseconds) that do not come it is asked again.
+const messages = await consumer.consume({ max_messages: 100, idle_heartbeat: 1000 });
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => messages.stop());
 console.log(`consuming ${stream} as ${durable}`);
 for await (const msg of messages) {

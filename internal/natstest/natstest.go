@@ -108,6 +108,27 @@ func CaughtUp(ctx context.Context, js jetstream.JetStream, stream, consumer stri
 	return info.NumPending == 0 && info.NumAckPending == 0 && info.AckFloor.Stream >= s.CachedInfo().State.LastSeq
 }
 
+// UnknownOnce has the next request for messages of the stream answered as by servers
+// of a cluster that have not learned yet where a new consumer is.
+func UnknownOnce(tb testing.TB, s *server.Server, stream string) {
+	tb.Helper()
+	next := "$JS.API.CONSUMER.MSG.NEXT." + stream + ".*"
+	nc := Connect(tb, s.ClientURL())
+	_, err := nc.Subscribe("unknown", func(request *nats.Msg) {
+		s.GlobalAccount().RemoveMapping(next)
+		request.RespondMsg(&nats.Msg{Header: nats.Header{"Status": {"503"}}})
+	})
+	if err == nil {
+		err = nc.Flush()
+	}
+	if err == nil {
+		err = s.GlobalAccount().AddMapping(next, "unknown")
+	}
+	if err != nil {
+		tb.Fatalf("natstest: %v", err)
+	}
+}
+
 func options(tb testing.TB, opts ...func(*server.Options)) *server.Options {
 	tb.Helper()
 	o := &server.Options{
