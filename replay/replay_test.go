@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { natstest.Main(m) }
 
-const timeout = 20 * time.Second
+const timeout = time.Minute
 
 // rig is a stream of events on a server of its own.
 type rig struct {

@@ -26,7 +26,7 @@ import (
 	"github.com/hookbus/bridge/replay"
 )
 
-const within = 20 * time.Second
+const within = time.Minute
 
 // startServer runs one server with the users of nats.conf.
 func startServer(t *testing.T, file string) *server.Server {
